@@ -1,0 +1,70 @@
+"""What the rest asks about ranks. Every function is right with one process and no process group."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group of more than one rank is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine, as `torchrun` says it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks; the tensor itself with one process. No gradient flows."""
+    if not is_distributed():
+        return value
+    from torch.distributed._functional_collectives import all_reduce  # traceable by torch.compile
+
+    return all_reduce(value.detach(), "sum", dist.group.WORLD) / world_size()  # pyright: ignore[reportArgumentType]
+
+
+def gather_objects(value: object) -> list:
+    """The objects of all ranks, in order of rank, on every rank."""
+    if not is_distributed():
+        return [value]
+    gathered: list = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_distributed():
+        dist.barrier()
+
+
+def start(device: torch.device) -> None:
+    """Join the process group that `torchrun` describes in the environment, if it does."""
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
