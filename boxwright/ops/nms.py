@@ -1,0 +1,142 @@
+"""Greedy non-maximum suppression of a padded batch, groups (classes, levels) kept apart.
+
+Groups are often kept apart by shifting their boxes far from each other in float32, which rounds the
+coordinates and so changes IoUs. Here the boxes are either split by group (CPU), or shifted in float64 by
+amounts that the coordinates survive (other devices).
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision  # registers torch.ops.torchvision.nms  # noqa: F401
+from torch import Tensor
+
+from boxwright.ops.boxes import pairwise_iou
+
+# torchvision's CUDA kernel holds one bit for each pair of boxes: this many boxes need 128 MiB.
+MAX_JOINT_BOXES = 32768
+
+
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    iou_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """Keep boxes in decreasing order of score, each suppressing later ones that overlap it too much.
+
+    Args:
+        boxes: `(B, N, 4)` pixels.
+        scores: `(B, N)`. Equal scores are taken in the order of their index.
+        groups: `(B, N)` int64; a box suppresses only boxes of its own group.
+        valid: `(B, N)` bool; other slots neither suppress nor are kept.
+        iou_threshold: a box is suppressed where IoU > threshold.
+        max_output: how many boxes of an image are kept at most.
+
+    Returns:
+        index `(B, K)` int64 into N and keep `(B, K)` bool, K = min(max_output, N). Kept boxes come first, in
+        decreasing order of score; empty slots have index 0 and keep False.
+    """
+    return _nms_op(
+        boxes.detach().float(), scores.detach().float(), groups, valid, float(iou_threshold), max_output
+    )
+
+
+def nms_reference(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+    iou_threshold: float,
+    max_output: int,
+) -> tuple[Tensor, Tensor]:
+    """The definition of `nms`, one box after the other."""
+    index, keep = _empty_output(boxes, max_output)
+    for b in range(boxes.shape[0]):
+        # Compared in float64, where the threshold is what was written and not its nearest float32.
+        suppresses = pairwise_iou(boxes[b], boxes[b]).double() > iou_threshold
+        suppresses &= groups[b][:, None] == groups[b][None, :]
+        kept: list[int] = []
+        for i in scores[b].float().argsort(descending=True, stable=True).tolist():
+            if valid[b, i] and len(kept) < index.shape[1] and not any(suppresses[j, i] for j in kept):
+                kept.append(i)
+        index[b, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+        keep[b, : len(kept)] = True
+    return index, keep
+
+
+@torch.library.custom_op("boxwright::nms", mutates_args=())
+def _nms_op(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    run = _nms_by_segments if boxes.device.type == "cpu" else _nms_by_offsets
+    return run(boxes, scores, groups, valid, iou_threshold, max_output)
+
+
+@_nms_op.register_fake
+def _nms_fake(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    return _empty_output(boxes, max_output)
+
+
+def _empty_output(boxes: Tensor, max_output: int) -> tuple[Tensor, Tensor]:
+    shape = (boxes.shape[0], torch.sym_min(max_output, boxes.shape[1]))
+    return boxes.new_zeros(shape, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.bool)
+
+
+def _nms_by_segments(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """Exact by construction: one call per image and group. Least work on a CPU, where a call costs little."""
+    index, keep = _empty_output(boxes, max_output)
+    for b in range(boxes.shape[0]):
+        candidates = valid[b].nonzero()[:, 0]
+        order = candidates[scores[b, candidates].argsort(descending=True, stable=True)]
+        sorted_groups, by_group = groups[b, order].sort(stable=True)
+        lengths = sorted_groups.unique_consecutive(return_counts=True)[1].tolist()
+        members = order[by_group]
+        parts = (part.split(lengths) for part in (by_group, boxes[b, members], scores[b, members]))
+        kept = [
+            rank if len(rank) == 1 else rank[torch.ops.torchvision.nms(box, score, iou_threshold)]
+            for rank, box, score in zip(*parts, strict=True)
+        ]
+        ranks = torch.cat(kept).sort()[0][: index.shape[1]] if kept else by_group
+        index[b, : len(ranks)] = order[ranks]
+        keep[b, : len(ranks)] = True
+    return index, keep
+
+
+def _nms_by_offsets(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """One call for as many images as fit, their groups set side by side in float64.
+
+    A coordinate of a magnitude over 2^-8 pixels keeps all its bits up to some 4 million pixels of offset.
+    """
+    index, keep = _empty_output(boxes, max_output)
+    batch, slots = scores.shape
+    step = max(1, MAX_JOINT_BOXES // max(slots, 1))
+    for first in range(0, batch, step):
+        chunk = slice(first, min(first + step, batch))
+        image, slot = valid[chunk].nonzero().unbind(-1)
+        if len(image) == 0:
+            continue
+        box, score = boxes[chunk][image, slot].double(), scores[chunk][image, slot]
+        # Images and groups are numbered without gaps: group ids may be large or negative.
+        key = torch.stack((image, groups[chunk][image, slot]), -1)
+        place = torch.unique(key, dim=0, return_inverse=True)[1]
+        span = torch.exp2(torch.ceil(torch.log2(box.max() - box.min() + 1)))
+        shift = torch.zeros_like(box)
+        shift[:, 0::2] = (place * span)[:, None]
+        kept = torch.ops.torchvision.nms(box + shift, score.double(), iou_threshold)
+        # Kept ones come in decreasing score; sorted by image they stay so, and get their number in it.
+        kept = kept[image[kept].sort(stable=True)[1]]
+        counts = torch.bincount(image[kept], minlength=chunk.stop - chunk.start)
+        number = torch.arange(len(kept), device=box.device) - (counts.cumsum(0) - counts)[image[kept]]
+        kept, number = kept[number < index.shape[1]], number[number < index.shape[1]]
+        index[image[kept] + first, number] = slot[kept]
+        keep[image[kept] + first, number] = True
+    return index, keep

@@ -1,0 +1,299 @@
+"""RoIAlign over the levels of a feature pyramid (Mask R-CNN, arXiv:1703.06870 sec. 3).
+
+With `aligned` the half-pixel shift of Detectron2: pixel i of a feature map has its centre at i + 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torchvision  # registers torch.ops.torchvision.roi_align  # noqa: F401
+from torch import Tensor
+
+from boxwright.ops.boxes import area, as_float
+
+# Samples more than a cell outside a feature map count as 0 and read nothing: a box out here is nearly free.
+_NOWHERE = -1e6
+
+
+def assign_levels(
+    boxes: Tensor,
+    valid: Tensor,
+    num_levels: int,
+    finest_scale: float = 56.0,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Which feature level each region is pooled from: FPN eq. 1 (arXiv:1612.03144).
+
+    The level is floor(log2(sqrt(area) / finest_scale + eps)) clamped to the levels there are, as in
+    MMDetection; the canonical 224 pixels of the paper at its level 4 (of 2 to 5) are a finest scale of 56.
+
+    Args:
+        boxes: `(B, R, 4)` pixels.
+        valid: `(B, R)` bool.
+        num_levels: how many levels there are.
+        finest_scale: regions of less than twice this many pixels (square root of the area) go to level 0.
+        eps: keeps regions of exactly a power of two on the larger level.
+
+    Returns:
+        `(B, R)` int64, 0 for the finest level, -1 where not valid.
+    """
+    scale = area(boxes).sqrt() / finest_scale + eps
+    level = scale.log2().floor().clamp(0, num_levels - 1).long()
+    return torch.where(valid, level, -1)
+
+
+def roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """Pool each region from its feature level; differentiable in the features only.
+
+    Args:
+        features: one `(B, C, H_l, W_l)` per level, of one dtype.
+        boxes: `(B, R, 4)` pixels of the network input.
+        level: `(B, R)` int64; a slot with -1 is empty and gives zeros.
+        strides: pixels between neighbouring cells, per level.
+        output_size: S, bins along each side.
+        sampling_ratio: samples along each side of a bin; 0 for ceil(region / S), cell by cell.
+        aligned: shift by half a cell, so that coordinates are those of cell centres.
+
+    Returns:
+        `(B, R, C, S, S)` in the dtype of the features; computed in float32 (float64 stays float64).
+    """
+    return _roi_align_op(
+        list(features), boxes.detach(), level, list(strides), output_size, sampling_ratio, aligned
+    )
+
+
+def roi_align_reference(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """The definition of `roi_align`, region by region.
+
+    Bilinear sampling is separable, so a region's mean over samples is `rows @ feature @ columns`, where
+    each matrix holds the mean interpolation weights of one axis.
+    """
+    batch, regions = level.shape
+    shape = (features[0].shape[1], output_size, output_size)
+    outputs = []
+    for b in range(batch):
+        for r in range(regions):
+            i = int(level[b, r])
+            if i < 0:
+                outputs.append(as_float(features[0]).new_zeros(shape))
+                continue
+            feature = as_float(features[i][b])
+            box = boxes[b, r].to(feature.dtype) / strides[i] - (0.5 if aligned else 0.0)
+            columns, rows = (
+                _axis_weights(box[k], box[k + 2], extent, output_size, sampling_ratio, aligned)
+                for k, extent in ((0, feature.shape[2]), (1, feature.shape[1]))
+            )
+            outputs.append(torch.einsum("ph,chw,qw->cpq", rows, feature, columns))
+    return torch.stack(outputs).reshape(batch, regions, *shape).to(features[0].dtype)
+
+
+def _axis_weights(
+    start: Tensor, end: Tensor, extent: int, bins: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """`(bins, extent)`: how much each cell along one axis weighs in each bin."""
+    length = end - start if aligned else (end - start).clamp(min=1)
+    samples = sampling_ratio or math.ceil(float(length / bins))
+    if samples <= 0:
+        return start.new_zeros(bins, extent)
+    place = (torch.arange(bins * samples, device=start.device, dtype=start.dtype) + 0.5) / samples
+    position = start + place * (length / bins)
+    inside = (position >= -1) & (position <= extent)
+    position = position.clamp(0, extent - 1)
+    cells = torch.arange(extent, device=start.device, dtype=start.dtype)
+    weights = (1 - (position[:, None] - cells).abs()).clamp(min=0) * inside[:, None]
+    return weights.reshape(bins, samples, extent).mean(1)
+
+
+@torch.library.custom_op("boxwright::roi_align", mutates_args=())
+def _roi_align_op(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    run = _forward_selected if boxes.device.type == "cpu" else _forward_masked
+    return run(features, boxes, level, strides, output_size, sampling_ratio, aligned)
+
+
+@_roi_align_op.register_fake
+def _roi_align_fake(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return features[0].new_empty(*level.shape, features[0].shape[1], output_size, output_size)
+
+
+@torch.library.custom_op("boxwright::roi_align_backward", mutates_args=())
+def _roi_align_backward_op(
+    grad: Tensor,
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    run = _backward_selected if boxes.device.type == "cpu" else _backward_masked
+    return run(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
+
+
+@_roi_align_backward_op.register_fake
+def _roi_align_backward_fake(
+    grad: Tensor,
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    return [grad.new_empty(grad.shape[0], grad.shape[2], h, w) for h, w in zip(heights, widths, strict=True)]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, boxes, level, strides, _, sampling_ratio, aligned = inputs
+    ctx.save_for_backward(boxes, level)
+    ctx.heights, ctx.widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
+    ctx.strides, ctx.sampling_ratio, ctx.aligned = strides, sampling_ratio, aligned
+
+
+def _backward(ctx, grad: Tensor):
+    boxes, level = ctx.saved_tensors
+    grads = _roi_align_backward_op(
+        grad, boxes, level, ctx.strides, ctx.heights, ctx.widths, ctx.sampling_ratio, ctx.aligned
+    )
+    return grads, None, None, None, None, None, None
+
+
+_roi_align_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _rois(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(B * R, 5)`: image index and box, as torchvision wants them."""
+    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=dtype)
+    image = image[:, None, None].expand(-1, boxes.shape[1], 1)
+    return torch.cat((image, boxes.to(dtype)), -1).flatten(0, 1)
+
+
+def _forward_selected(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Each level pools just its own regions: least work, but their number must reach the host."""
+    shape = (features[0].shape[1], output_size, output_size)
+    output = features[0].new_zeros(level.numel(), *shape)
+    rois = _rois(boxes, as_float(features[0]).dtype)
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        index = (level.flatten() == i).nonzero()[:, 0]
+        if len(index) > 0:
+            pooled = torch.ops.torchvision.roi_align(
+                as_float(feature), rois[index], 1 / stride, *shape[1:], sampling_ratio, aligned
+            )
+            output[index] = pooled.to(output.dtype)
+    return output.unflatten(0, level.shape)
+
+
+def _backward_selected(
+    grad: Tensor,
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    batch, _, channels, size, _ = grad.shape
+    rois = _rois(boxes, as_float(grad).dtype)
+    grads = []
+    for i, (stride, height, width) in enumerate(zip(strides, heights, widths, strict=True)):
+        index = (level.flatten() == i).nonzero()[:, 0]
+        g = torch.ops.torchvision._roi_align_backward(
+            as_float(grad.flatten(0, 1)[index]).contiguous(),
+            *(rois[index], 1 / stride, size, size, batch, channels, height, width, sampling_ratio, aligned),
+        )
+        grads.append(g.to(grad.dtype))
+    return grads
+
+
+def _forward_masked(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Each level pools all slots, other levels' regions moved out of the map: nothing waits for the host."""
+    rois = _rois(boxes, as_float(features[0]).dtype)
+    output = rois.new_zeros(level.numel(), features[0].shape[1], output_size, output_size)
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        output += torch.ops.torchvision.roi_align(
+            as_float(feature), _only(rois, level, i), 1 / stride, *output.shape[2:], sampling_ratio, aligned
+        )
+    return output.unflatten(0, level.shape).to(features[0].dtype)
+
+
+def _backward_masked(
+    grad: Tensor,
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    batch, _, channels, size, _ = grad.shape
+    flat = as_float(grad.flatten(0, 1)).contiguous()
+    rois = _rois(boxes, flat.dtype)
+    return [
+        torch.ops.torchvision._roi_align_backward(
+            flat,
+            *(_only(rois, level, i), 1 / stride, size, size, batch, channels, height, width),
+            *(sampling_ratio, aligned),
+        ).to(grad.dtype)
+        for i, (stride, height, width) in enumerate(zip(strides, heights, widths, strict=True))
+    ]
+
+
+def _only(rois: Tensor, level: Tensor, i: int) -> Tensor:
+    """The regions with those of other levels moved to where there are no features."""
+    nowhere = torch.full_like(rois, _NOWHERE)
+    nowhere[:, 0] = rois[:, 0]
+    return torch.where((level.flatten() == i)[:, None], rois, nowhere)
