@@ -5,6 +5,22 @@ everywhere, `flatten`, `history` and `diff` show what a configuration says, `to_
 it beside the checkpoints, and `build` makes the objects.
 """
 
+from .describe import Call, diff, flatten, history
+from .files import build, from_json, to_json
+from .overrides import apply_overrides, set_tagged
 from .tags import Norm, NumClasses, Pretrained
 
-__all__ = ["Norm", "NumClasses", "Pretrained"]
+__all__ = [
+    "Call",
+    "Norm",
+    "NumClasses",
+    "Pretrained",
+    "apply_overrides",
+    "build",
+    "diff",
+    "flatten",
+    "from_json",
+    "history",
+    "set_tagged",
+    "to_json",
+]

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,19 @@ def children(value: Any) -> Iterator[tuple[str | int, Any]]:
             item = argument(value, name)
             if item is not MISSING:
                 yield name, item
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and holds_calls(value):
         yield from value.items()
-    elif is_sequence(value):
+    elif isinstance(value, list | tuple) and holds_calls(value):
         yield from enumerate(value)
 
 
-def is_sequence(value: Any) -> bool:
-    """Whether a value is a list or tuple of which items can be described one by one."""
-    return isinstance(value, list | tuple) and any(
-        isinstance(v, fdl.Buildable | list | tuple | dict) for v in value
-    )
+def holds_calls(value: Any) -> bool:
+    """Whether a value is a described call, or a list or dict with one somewhere in it."""
+    if isinstance(value, Mapping):
+        return any(holds_calls(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_calls(item) for item in value)
+    return isinstance(value, fdl.Buildable)
 
 
 def join(path: str, name: str | int) -> str:
@@ -125,7 +127,7 @@ def flatten(config: fdl.Buildable) -> dict[str, Any]:
     for path, value in walk(config):
         if isinstance(value, fdl.Buildable):
             flat[path] = Call(callable_name(fdl.get_callable(value)), isinstance(value, fdl.Partial))
-        elif not (is_sequence(value) or (isinstance(value, Mapping) and value)):
+        elif not holds_calls(value):
             flat[path] = value
     return flat
 
@@ -184,20 +186,15 @@ def _place(location: fiddle_history.Location) -> str:
     return f"{shown}:{location.line_number}"
 
 
-def names_below(value: Any) -> Sequence[str]:
+def names_below(value: Any) -> list[str]:
     """Names that a path may go on with below a value."""
     if isinstance(value, fdl.Buildable):
         return [*parameters(value)]
-    return [
-        str(name) for name, _ in (enumerate(value) if isinstance(value, list | tuple) else children(value))
-    ]
+    if isinstance(value, Mapping):
+        return [str(name) for name in value]
+    return [str(index) for index in range(len(value))] if isinstance(value, list | tuple) else []
 
 
 def accepts_any_name(node: fdl.Buildable) -> bool:
     """Whether the described call takes arguments of any name (`**kwargs`)."""
     return bool(node.__signature_info__.has_var_keyword)
-
-
-def target_of(node: fdl.Buildable) -> Callable[..., Any]:
-    """The class or function that a description will call."""
-    return fdl.get_callable(node)
