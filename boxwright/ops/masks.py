@@ -13,7 +13,7 @@ from boxwright.errors import DataError
 from boxwright.structures import MaskCrops
 
 _MIN_PIXELS = 4096
-_CHUNK_PIXELS = 1 << 26
+_CHUNK_PIXELS = 1 << 26  # of one intermediate in `paste` beside the CPU: 256 MiB of float32
 
 
 def pack(masks: Sequence[Tensor], slots: int) -> MaskCrops:
@@ -125,27 +125,14 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: floa
     Returns:
         `(K, height, width)` bool.
     """
-    masks, boxes = masks.detach().float(), boxes.detach().float()
-    output = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
-    filled = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if masks.device.type == "cpu":
-        for k in filled.nonzero()[:, 0].tolist():
-            x1, y1, x2, y2 = _paste_extent(boxes[k], masks.shape[-1], height, width)
-            values = _resample(masks[k : k + 1], boxes[k : k + 1], (x1, y1, x2, y2))
-            output[k, y1:y2, x1:x2] = values[0] >= threshold
-        return output
-    step = max(1, _CHUNK_PIXELS // max(height * width, 1))
-    for k in range(0, len(masks), step):
-        values = _resample(masks[k : k + step], boxes[k : k + step], (0, 0, width, height))
-        output[k : k + step] = (values >= threshold) & filled[k : k + step, None, None]
-    return output
+    run = _paste_in_boxes if masks.device.type == "cpu" else _paste_in_chunks
+    return run(masks.detach().float(), boxes.detach().float(), height, width, threshold)
 
 
 def paste_reference(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
     """The definition of `paste`: every mask sampled over the whole image."""
-    filled = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     values = _resample(masks.float(), boxes.float(), (0, 0, width, height))
-    return (values >= threshold) & filled[:, None, None]
+    return (values >= threshold) & _has_area(boxes)[:, None, None]
 
 
 @torch.library.custom_op("boxwright::mask_targets", mutates_args=())
@@ -239,6 +226,31 @@ def _rounded(count: int) -> int:
     while size < count:
         size *= 2
     return size * 3 // 4 if size > _MIN_PIXELS and size * 3 // 4 >= count else size
+
+
+def _paste_in_boxes(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """Sample where a mask can reach only: least work, one object after the other."""
+    output = torch.zeros(len(masks), height, width, dtype=torch.bool)
+    for k in _has_area(boxes).nonzero()[:, 0].tolist():
+        x1, y1, x2, y2 = _paste_extent(boxes[k], masks.shape[-1], height, width)
+        values = _resample(masks[k : k + 1], boxes[k : k + 1], (x1, y1, x2, y2))
+        output[k, y1:y2, x1:x2] = values[0] >= threshold
+    return output
+
+
+def _paste_in_chunks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """Sample the whole image, for as many objects at once as memory allows: few kernels, no waiting."""
+    output = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
+    step = max(1, _CHUNK_PIXELS // max(height * width, 1))
+    for k in range(0, len(masks), step):
+        output[k : k + step] = paste_reference(
+            masks[k : k + step], boxes[k : k + step], height, width, threshold
+        )
+    return output
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _paste_extent(box: Tensor, side: int, height: int, width: int) -> tuple[int, int, int, int]:
