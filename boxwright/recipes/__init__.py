@@ -1,0 +1,111 @@
+"""Recipes: functions that return the `fiddle.Config` of an `Experiment`. Their names are listed here, once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from fiddle import Config
+
+    from .experiment import Experiment
+
+    Recipe = Callable[[], Config[Experiment]]
+
+
+def table() -> dict[str, Recipe]:
+    """Every recipe by name. The only place where a name stands for a function."""
+    from . import faster_rcnn, fcos, mask_rcnn, retinanet
+
+    functions = (
+        retinanet.retinanet_r50_fpn_1x,
+        retinanet.retinanet_r50_fpn_2x,
+        retinanet.retinanet_r101_fpn_1x,
+        retinanet.retinanet_x101_64x4d_fpn_1x,
+        fcos.fcos_r50_fpn_1x,
+        fcos.fcos_r50_fpn_2x,
+        fcos.fcos_r101_fpn_1x,
+        fcos.fcos_mnv2_320,
+        faster_rcnn.faster_rcnn_r50_fpn_1x,
+        faster_rcnn.faster_rcnn_r50_fpn_2x,
+        faster_rcnn.faster_rcnn_r101_fpn_1x,
+        faster_rcnn.faster_rcnn_x101_32x4d_fpn_1x,
+        faster_rcnn.faster_rcnn_x101_64x4d_fpn_1x,
+        faster_rcnn.faster_rcnn_mnv2_320,
+        mask_rcnn.mask_rcnn_r50_fpn_1x,
+        mask_rcnn.mask_rcnn_r50_fpn_2x,
+        mask_rcnn.mask_rcnn_r101_fpn_1x,
+        mask_rcnn.mask_rcnn_x101_32x4d_fpn_1x,
+        mask_rcnn.mask_rcnn_x101_64x4d_fpn_1x,
+        mask_rcnn.mask_rcnn_mnv2_320,
+    )
+    return {function.__name__: function for function in functions}
+
+
+def recipes() -> dict[str, str]:
+    """Names of all recipes, each with one line that says what it is."""
+    return {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, function in table().items()}
+
+
+def recipe(name: str) -> Config[Experiment]:
+    """A fresh, editable description of an experiment.
+
+    Args:
+        name: a name that `recipes()` lists, or `path/to/file.py:function` for a recipe of your own. The file is
+            run as Python code.
+
+    Raises:
+        ConfigError: there is no such recipe (the nearest names are given), or the function does not return a
+            `fiddle.Config`.
+    """
+    path, colon, function_name = name.rpartition(":")
+    if name.endswith(".py") or (colon and path.endswith(".py")):
+        function = _from_file(Path(path if colon else name), function_name if colon else "recipe")
+    else:
+        known = table()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are: {', '.join(known)}"
+            raise ConfigError(f"no recipe {name!r}; {hint} A recipe of your own is given as file.py:function")
+        function = known[name]
+    config = function()
+    from fiddle import Config
+
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"recipe {name!r} returned {type(config).__name__}, not a fiddle.Config of an Experiment"
+        )
+    return config
+
+
+def _from_file(path: Path, function: str) -> Recipe:
+    """A recipe function of a user's file, which becomes importable under the file's name."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; a recipe of your own is given as file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
+        raise ConfigError(
+            f"{path}: a module named {path.stem!r} is loaded already; give the file another name"
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that what it defines can be named in a run's configuration
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[path.stem]
+        raise ConfigError(f"{path}: running it failed with {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        functions = [
+            n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == path.stem
+        ]
+        raise ConfigError(f"{path} has no function {function!r}; it has: {', '.join(functions) or 'none'}")
+    return getattr(module, function)
