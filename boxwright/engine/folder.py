@@ -1,0 +1,107 @@
+"""A run folder has one owner, and an earlier run in it is never overwritten by mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import TrainingError
+from . import checkpoint
+from .messages import notify, on_main
+
+_OWNED: set[Path] = set()  # record locks do not hold a process off itself
+TRACES = ("config.json", "metrics.jsonl", "checkpoints")
+
+
+@contextmanager
+def run_folder(out: Path, resume: bool) -> Iterator[None]:
+    """Own a run folder: made if absent, locked, swept of unfinished files; given back at the end.
+
+    The lock belongs to the process, so a killed one leaves none behind.
+
+    Raises:
+        TrainingError: on every rank, if another process trains there, if it holds an earlier run and `resume` is not
+            set, or if it cannot be written.
+    """
+    locks: list[IO[str]] = []
+
+    def prepare() -> None:
+        try:
+            locks.append(_claim(out))
+            _check_unused(out, resume)
+            checkpoint.sweep(out / "checkpoints")
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the run folder {out}: {error}; choose another `out`"
+            ) from error
+
+    try:
+        on_main(prepare)
+        yield
+    finally:
+        for lock in locks:
+            _OWNED.discard(out.resolve())
+            lock.close()
+
+
+def write_config(out: Path, config: str) -> None:
+    """Keep the run's configuration beside its checkpoints; says so where a resumed run changes it."""
+    path = out / "config.json"
+    if path.exists() and _parsed(path.read_text()) != _parsed(config):
+        notify(f"the configuration differs from the one in {path}, which is replaced")
+    draft = path.with_name(".config.json")
+    draft.write_text(config)
+    os.replace(draft, path)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _check_unused(out: Path, resume: bool) -> None:
+    traces = [name for name in TRACES if (out / name).exists()]
+    if traces and not resume:
+        raise TrainingError(
+            f"{out} already holds a run ({', '.join(traces)}): set resume=True to go on with it, or choose another `out`"
+        )
+
+
+def _claim(out: Path) -> IO[str]:
+    out.mkdir(parents=True, exist_ok=True)
+    if out.resolve() in _OWNED:
+        raise TrainingError(f"this process already trains into {out}: choose another `out`")
+    lock = (out / ".lock").open("a+")
+    try:
+        _lock(lock)
+    except OSError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise TrainingError(
+            f"another process (pid {owner}) trains into {out}: wait for it, or choose another `out`"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    _OWNED.add(out.resolve())
+    return lock
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(2**30)  # beyond the text, which stays readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    # Record locks, unlike flock, are not shared with forked data workers, which outlive a killed parent.
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

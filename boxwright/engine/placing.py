@@ -1,0 +1,41 @@
+"""Where a batch and a model lie: device and memory format."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..distributed import local_rank
+from ..errors import ConfigError
+from ..structures import Batch, to_device
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of this rank: "auto" is the rank's GPU where there is CUDA, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device={device!r}: PyTorch finds no CUDA device; choose auto or cpu")
+        chosen = torch.device("cuda", local_rank() if chosen.index is None else chosen.index)
+        if chosen.index >= torch.cuda.device_count():  # pyright: ignore[reportOptionalOperand]
+            raise ConfigError(f"device={chosen}: there are {torch.cuda.device_count()} CUDA devices here")
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def place(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """The batch on the device, its images in the memory format that the convolutions want."""
+    batch = to_device(batch, device)
+    if not channels_last:
+        return batch
+    return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,257 @@
+"""The training loop with its ten timepoints."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import distributed
+from ..errors import ConfigError, TrainingError
+from ..structures import Batch
+from .checkpoint import find_last
+from .ema import ModelEMA
+from .folder import run_folder, write_config
+from .messages import any_over_ranks, notify, on_main
+from .placing import place, resolve_device
+from .precision import resolve_precision
+from .randomness import seed_all, undisturbed
+from .resume import enter, restore
+from .schedule import Schedule
+from .state import Hook, Loader, TrainState, call, order_hooks
+from .step import train_step
+from .validation import StopRun
+
+
+class TrainingInterrupted(TrainingError):
+    """A signal stopped the run politely: it can be resumed.
+
+    Attributes:
+        signal: name of the signal.
+        exit_code: what the process should exit with (128 + the signal's number).
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.signal = name
+        self.exit_code = 128 + int(signal.Signals[name])
+
+
+def train(
+    model: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    out: str | Path,
+    hooks: Iterable[Hook] = (),
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    ema_decay: float | None = None,
+    compile: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> TrainState:
+    """Train a model whose `forward(batch)` returns a dict of losses.
+
+    Under `torchrun` every rank calls this with its own loader, after `boxwright.distributed.start`.
+
+    Args:
+        model: the keys of its losses that start with "loss/" are summed, "stat/..." are logged.
+        loader: this rank's batches; its position is saved.
+        optimizer: of the model's parameters.
+        schedule: learning rate factor of each step, applied by `hooks.LearningRateHook`.
+        epochs: epochs of the whole run, including those done before a resume.
+        out: run folder; `config.json` (from `metadata["config"]`) and `checkpoints/` come into it.
+        hooks: see `hooks.default_hooks`; without them nothing is scheduled, saved or logged.
+        device: "auto" or a device of PyTorch.
+        precision: "auto", "fp32", "bf16" or "fp16" (see `resolve_precision`).
+        accumulate: batches of one optimiser step; an epoch's last step takes what is left.
+        clip_norm: largest L2 norm of the whole gradient.
+        ema_decay: decay of a moving average of the weights, with which validation then predicts.
+        compile: compile the loss with `torch.compile`.
+        seed: of the random numbers drawn in the steps; each rank draws its own.
+        resume: go on from the newest whole checkpoint in `out`; from the beginning where there is none yet.
+        metadata: text kept with the weights: "config" and "label_map" as JSON.
+
+    Returns:
+        The state at the end of the run.
+
+    Raises:
+        TrainingError: the folder is in use or holds another run, a loss is not finite, or (TrainingInterrupted) a
+            signal asked to stop.
+        CheckpointError: a checkpoint cannot be read or written.
+        ConfigError: an argument makes no sense.
+    """
+    out = Path(out)
+    with run_folder(out, resume):
+        state = _build(
+            model, loader, optimizer, schedule, epochs, out, hooks, device, precision, accumulate, clip_norm, ema_decay,
+            compile, seed, dict(metadata or {}),
+        )  # fmt: skip
+        path = on_main(lambda: find_last(out) if resume else None)
+        saved = None if path is None else restore(state, path)
+        if resume:
+            notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
+        if "config" in state.metadata and distributed.is_main():
+            write_config(out, state.metadata["config"])
+        with _signals(state):
+            _run(state, saved)
+    return state
+
+
+def _build(
+    model, loader, optimizer, schedule, epochs, out, hooks, device, precision, accumulate, clip_norm, ema_decay,
+    compile, seed, metadata,
+) -> TrainState:  # fmt: skip
+    for name, value in (
+        ("epochs", epochs),
+        ("accumulate", accumulate),
+        ("batches of the loader", len(loader)),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name} is {value} and must be at least 1")
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
+    device = resolve_device(device)
+    resolved = resolve_precision(precision, device)
+    model.to(device)
+    if resolved.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if compile:
+        model.compile()  # in place: no wrapper, so no prefix in the state dict
+    forward = model
+    if distributed.is_distributed():
+        forward = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    state = TrainState(
+        model=model,
+        forward=forward,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=loader,
+        out=out,
+        epochs=epochs,
+        steps_per_epoch=-(-len(loader) // accumulate),
+        device=device,
+        precision=resolved,
+        scaler=torch.amp.GradScaler(device.type, enabled=resolved.name == "fp16"),
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        ema=None if ema_decay is None else ModelEMA(model, ema_decay),
+        hooks=order_hooks(hooks),
+        metadata=metadata,
+        seed=seed,
+        check_every=20 if device.type == "cuda" else 1,
+    )
+    if state.schedule.warmup_steps(state.total_steps) < state.schedule.warmup:
+        shortened = state.schedule.warmup_steps(state.total_steps)
+        notify(
+            f"warm-up shortened from {state.schedule.warmup} to {shortened} iterations, a quarter of the run"
+        )
+    return state
+
+
+def _run(state: TrainState, saved: dict | None) -> None:
+    try:
+        call(state, "before_run")
+        if saved is None:
+            seed_all(state.seed, distributed.rank())
+        else:
+            enter(state, saved)
+        for _ in range(state.epoch, state.epochs):
+            _train_epoch(state, in_progress=saved is not None and state.step == state.first_step)
+    except StopRun:
+        name = state.stop or "SIGTERM"
+        state.failure = TrainingInterrupted(
+            f"stopped by {name} at step {state.step} of {state.total_steps}", name
+        )
+    except BaseException as error:
+        state.failure = error
+        _end_badly(state, error)
+        raise
+    call(state, "after_run")
+    if isinstance(state.failure, TrainingInterrupted):
+        where = f"; {state.saved} is saved: go on with resume=True" if state.saved else "; nothing is saved"
+        raise TrainingInterrupted(f"{state.failure}{where}", state.failure.signal)
+
+
+def _train_epoch(state: TrainState, in_progress: bool) -> None:
+    state.model.train()
+    if not (in_progress and state.step % state.steps_per_epoch):  # else `enter` has set epoch and position
+        state.loader.set_epoch(state.epoch)
+    call(state, "before_train_epoch")
+    for batches in _groups(state):
+        state.batches = batches
+        call(state, "before_train_iter")
+        train_step(state)
+        call(state, "after_train_iter")
+        _stop_if_asked(state)
+    if state.step != (state.epoch + 1) * state.steps_per_epoch:
+        raise TrainingError(
+            f"epoch {state.epoch + 1} ended at step {state.step} instead of "
+            f"{(state.epoch + 1) * state.steps_per_epoch}: the loader's length is not what it yields"
+        )
+    state.epoch += 1
+    call(state, "after_train_epoch")
+    _stop_if_asked(state)
+
+
+def _groups(state: TrainState) -> Iterator[tuple[Batch, ...]]:
+    """The batches of each step, on the device."""
+    with undisturbed(state.device):
+        batches = iter(state.loader)
+    while True:
+        with undisturbed(state.device):
+            group = list(itertools.islice(batches, state.accumulate))
+        if not group:
+            return
+        yield tuple(place(batch, state.device, state.precision.channels_last) for batch in group)
+
+
+def _stop_if_asked(state: TrainState) -> None:
+    asked = state.stop is not None
+    if distributed.is_distributed():  # all ranks stop after the same step
+        asked = state.at_check and any_over_ranks(asked, state.device)
+    if asked and state.step < state.total_steps:
+        raise StopRun
+
+
+def _end_badly(state: TrainState, error: BaseException) -> None:
+    for hook in state.hooks:
+        try:
+            hook.after_run(state)
+        except Exception as second:
+            error.add_note(f"and hook {hook.key!r} failed while ending: {second}")
+
+
+@contextmanager
+def _signals(state: TrainState) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop after the step; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if state.stop is not None:
+            raise KeyboardInterrupt
+        state.stop = signal.Signals(number).name
+        notify(f"{state.stop}: stopping after this step and saving; once more to stop at once")
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
