@@ -1,0 +1,110 @@
+"""The one place where image files are opened: decoding and reading the size, EXIF orientation applied."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from ..errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a file and refuse absurd sizes; nothing is decoded yet."""
+    if not path.exists():
+        raise DataError(f"{path}: the image does not exist; restore it or remove it from the annotations")
+    if not path.is_file():
+        raise DataError(f"{path}: not a file; the annotation must name an image file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; copy the image again or remove it from the annotations")
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: {error}. {_bomb_remedy()}") from error
+    except Exception as error:  # Pillow's plugins raise many types on damaged headers
+        raise DataError(
+            f"{path}: not an image that can be read ({error}); convert it to JPEG or PNG, "
+            "or remove it from the annotations"
+        ) from error
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if width <= 0 or height <= 0 or (limit is not None and width * height > limit):
+        image.close()
+        raise DataError(f"{path}: its header says {width} x {height} pixels. {_bomb_remedy()}")
+    return image
+
+
+def _bomb_remedy() -> str:
+    return (
+        f"More than {Image.MAX_IMAGE_PIXELS} pixels are refused, as such a header may be an attack: cut or "
+        "scale the image, or set PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels after EXIF orientation, read from the header alone.
+
+    Raises:
+        DataError: the file is missing, empty, not an image, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    path = Path(path)
+    with _open(path) as image:
+        try:
+            # The base method: PNG's own would decode the whole file to look for a late chunk.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+        except Exception as error:  # damaged EXIF blocks raise struct, value and syntax errors
+            raise DataError(f"{path}: its EXIF block is damaged ({error}); save the image again") from error
+        width, height = image.size
+    return (height, width) if orientation in _TURNED else (width, height)
+
+
+def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file to RGB with its EXIF orientation applied.
+
+    16-bit grey images keep their upper eight bits; transparency is dropped.
+
+    Args:
+        path: the image file.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, not an image, or larger than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    path = Path(path)
+    with _open(path) as image:
+        try:
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I;16"):
+                turned = turned.convert("I").point(lambda value: value / 256).convert("L")
+            return turned.convert("RGB")
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+            raise DataError(
+                f"{path}: the image cannot be decoded ({error}); copy it again or remove it "
+                "from the annotations"
+            ) from error
+
+
+def looks_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a JPEG or PNG has its end marker near its end; True for other formats.
+
+    A cheap test for truncated files: False asks for a real decoding, it proves nothing by itself.
+    """
+    path = Path(path)
+    marker = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}.get(path.suffix.lower())
+    if marker is None:
+        return True
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        return marker in file.read()

@@ -1,0 +1,110 @@
+"""Class names of YOLO folders: one name a line, or the `names` of a YAML file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from . import fields
+from .fields import fail
+
+_REMEDY = (
+    "write `names: [a, b]`, or one indented `- a` or `0: a` a line, or use a classes.txt with one name a line"
+)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names in the order of their numbers.
+
+    Of YAML, just what such files use is understood: a top-level `names` that is a list or a mapping from
+    0, 1, ..., in one line or over several; all other keys are passed over.
+
+    Raises:
+        DataError: the file is missing or empty, names a class twice, or is written in another way.
+    """
+    text = fields.decode_text(path, fields.read_bytes(path))
+    if path.suffix.lower() in (".yaml", ".yml"):
+        names = _yaml_names(path, text)
+    else:
+        names = [line.strip() for line in text.splitlines()]
+        while names and not names[-1]:
+            names.pop()
+    for number, name in enumerate(names):
+        if not name:
+            fail(path, f"class {number}", "has no name", "write one name a line, without empty lines between")
+        if names.index(name) < number:
+            fail(path, f"class {number}", f"the name {name!r} stands twice", "give each class its own name")
+    if not names:
+        fail(path, "", "names no class", _REMEDY)
+    return tuple(names)
+
+
+def _yaml_names(path: Path, text: str) -> list[str]:
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
+    if start is None:
+        fail(path, "", "has no `names`", _REMEDY)
+    value = _uncomment(lines[start].split(":", 1)[1]).strip()
+    pairs: list[tuple[int | None, str]] = []
+    if value:
+        end = start
+        while value[0] in "[{" and value[-1] not in "]}" and end + 1 < len(lines):
+            end += 1
+            value = f"{value} {_uncomment(lines[end]).strip()}".strip()
+        if (value[0], value[-1]) not in (("[", "]"), ("{", "}")):
+            fail(path, f"line {start + 1}", f"`names` is {value[:40]!r}, not a list or mapping", _REMEDY)
+        items = _split_flow(value[1:-1])
+        pairs = (
+            [_pair(path, start, i) for i in items]
+            if value[0] == "{"
+            else [(None, _unquote(i)) for i in items]
+        )
+    else:
+        pairs = []
+        for number in range(start + 1, len(lines)):
+            line = _uncomment(lines[number]).rstrip()
+            if not line.strip():
+                continue
+            if line.lstrip().startswith("- "):
+                pairs.append((None, _unquote(line.lstrip()[2:])))
+            elif line[0] in " \t":
+                pairs.append(_pair(path, number, line))
+            else:
+                break
+    return _in_order(path, pairs)
+
+
+def _in_order(path: Path, pairs: list[tuple[int | None, str]]) -> list[str]:
+    keys = [key for key, _ in pairs]
+    if all(key is None for key in keys):
+        return [name for _, name in pairs]
+    named = {key: name for key, name in pairs if key is not None}
+    if len(named) < len(pairs) or sorted(named) != list(range(len(pairs))):
+        fail(path, "", "the keys of `names` are not 0, 1, 2, ... each once", _REMEDY)
+    return [named[i] for i in range(len(pairs))]
+
+
+def _pair(path: Path, line: int, text: str) -> tuple[int, str]:
+    match = re.fullmatch(r"""\s*["']?(\d+)["']?\s*:\s*(.+?)\s*""", text)
+    if match is None:
+        fail(path, f"line {line + 1}", f"cannot understand {text.strip()[:40]!r}", _REMEDY)
+    return int(match[1]), _unquote(match[2])
+
+
+def _unquote(text: str) -> str:
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1].replace("''", "'") if text[0] == "'" else text[1:-1].replace('\\"', '"')
+    return text
+
+
+def _uncomment(line: str) -> str:
+    """The line without a comment; a # inside quotes or a word is none."""
+    match = re.match(r"""((?:"[^"]*"|'[^']*'|(?<!\s)\#|[^#"'])*?)(?:(?:^|\s)\#.*)?$""", line)
+    return match[1] if match else line
+
+
+def _split_flow(text: str) -> list[str]:
+    """Parts of a one-line list, at the commas that stand outside of quotes."""
+    parts = re.findall(r"""((?:"[^"]*"|'(?:[^']|'')*'|[^,"']|(?<=\w)['"])+)""", text)
+    return [part.strip() for part in parts if part.strip()]
