@@ -78,8 +78,8 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0
         raise CheckpointError(
-            f"cannot write checkpoint {final}: {error} ({free:.0f} MiB free on the disk). The earlier checkpoints "
-            "are untouched; make room and resume"
+            f"cannot write checkpoint {final}: {error} ({free:.0f} MiB free on the disk). "
+            "The earlier checkpoints are untouched; make room and resume"
         ) from error
     return final
 
@@ -109,8 +109,8 @@ def check_plain(value: Any, where: str) -> None:
             check_plain(item, f"{where}[{index}]")
     elif not isinstance(value, PLAIN) or type(value).__module__.startswith("numpy"):
         raise CheckpointError(
-            f"{where} is a {type(value).__name__}, which cannot be loaded safely: keep plain numbers, text, tensors, "
-            "and lists and dicts of them"
+            f"{where} is a {type(value).__name__}, which cannot be loaded safely: "
+            "keep plain numbers, text, tensors, and lists and dicts of them"
         )
 
 
@@ -129,7 +129,7 @@ def verify(path: Path) -> str | None:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Finished checkpoints of a `checkpoints` folder, newest first. Drafts of a killed run are not among them."""
+    """Finished checkpoints of a `checkpoints` folder, newest first; drafts of a killed run are left out."""
     found = [
         (int(m[1]), path) for path in folder.glob("step_*") if (m := _NAME.match(path.name)) and path.is_dir()
     ]
@@ -198,8 +198,8 @@ def load_weights(path: str | Path, ema: bool = True) -> tuple[dict[str, Tensor],
     """Weights and the text kept with them.
 
     Args:
-        path: a run folder (its best checkpoint, else its newest), a `checkpoints` folder, a pointer (`best`, `last`),
-            one checkpoint's folder, or a `.safetensors`, `.pt` or `.pth` file.
+        path: a run folder (its best checkpoint, else its newest), a `checkpoints` folder, a pointer (`best`,
+            `last`), one checkpoint's folder, or a `.safetensors`, `.pt` or `.pth` file.
         ema: take the moving average where the checkpoint has one.
 
     Returns:
@@ -232,13 +232,13 @@ def load_pickle(path: Path) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"refused to load {path}: it is damaged, or holds objects that could run code when loaded ({reason}). "
-            "Save the plain state dict (tensors only), best as safetensors"
+            f"refused to load {path}: it is damaged, or holds objects that could run code when loaded "
+            f"({reason}). Save the plain state dict (tensors only), best as safetensors"
         ) from error
 
 
 def unwrap(loaded: Any) -> dict[str, Tensor]:
-    """The state dict in what a weights file held, without prefixes of DistributedDataParallel or the compiler.
+    """The state dict in what a weights file held, without the prefixes of wrappers (DDP, the compiler).
 
     Raises:
         CheckpointError: no dict of tensors is in it.

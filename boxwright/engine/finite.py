@@ -19,9 +19,9 @@ def verify_finite(state: TrainState) -> None:
         TrainingError: on every rank, if a loss on any of them is NaN or infinite. It names the iteration, the
             images and the first such term.
     """
-    steps, watched = list(state.unchecked), _watched(state)
+    steps = list(state.unchecked)
     state.unchecked.clear()
-    terms = [losses[key].float() for _, _, losses in steps for key in watched(losses)]
+    terms = [losses[key].float() for _, _, losses in steps for key in _watched(state, losses)]
     finite = torch.stack(terms).isfinite().all().item() if terms else True
     if not any_over_ranks(not finite, state.device):
         return
@@ -30,18 +30,21 @@ def verify_finite(state: TrainState) -> None:
     raise TrainingError(found[1])
 
 
-def _watched(state: TrainState):
+def _watched(state: TrainState, losses: dict[str, Tensor]) -> list[str]:
     # Under loss scaling an infinite gradient is an ordinary event: the step is skipped.
     extra = () if state.scaler.is_enabled() else (GRADIENT_NORM,)
-    return lambda losses: [key for key in losses if key.startswith("loss/") or key in extra]
+    return [key for key in losses if key.startswith("loss/") or key in extra]
 
 
 def _describe(
     state: TrainState, steps: list[tuple[int, tuple[int, ...], dict[str, Tensor]]]
 ) -> tuple[int, str]:
-    watched = _watched(state)
-    step, ids, losses = next(s for s in steps if any(not s[2][key].isfinite() for key in watched(s[2])))
-    term = next(key for key in watched(losses) if not losses[key].isfinite())
+    step, ids, losses, term = next(
+        (step, ids, losses, key)
+        for step, ids, losses in steps
+        for key in _watched(state, losses)
+        if not losses[key].isfinite()
+    )
     all_terms = ", ".join(f"{key}={losses[key].item():.4g}" for key in losses)
     kept = f"; the last good checkpoint is {state.saved}" if state.saved else ""
     return step, (

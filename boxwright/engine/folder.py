@@ -24,8 +24,8 @@ def run_folder(out: Path, resume: bool) -> Iterator[None]:
     The lock belongs to the process, so a killed one leaves none behind.
 
     Raises:
-        TrainingError: on every rank, if another process trains there, if it holds an earlier run and `resume` is not
-            set, or if it cannot be written.
+        TrainingError: on every rank, if another process trains there, if it holds an earlier run and `resume`
+            is not set, or if it cannot be written.
     """
     locks: list[IO[str]] = []
 
@@ -69,7 +69,8 @@ def _check_unused(out: Path, resume: bool) -> None:
     traces = [name for name in TRACES if (out / name).exists()]
     if traces and not resume:
         raise TrainingError(
-            f"{out} already holds a run ({', '.join(traces)}): set resume=True to go on with it, or choose another `out`"
+            f"{out} already holds a run ({', '.join(traces)}): set resume=True to go on with it, "
+            "or choose another `out`"
         )
 
 

@@ -82,8 +82,9 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
     saved = checkpoint.load_state(path)
     if saved["pace"] != pace(state):
         raise CheckpointError(
-            f"cannot resume {path}: it was written with {saved['pace']}, this run has {pace(state)}. Resume with the "
-            "same data, batch size, accumulation and number of processes, or start in another folder"
+            f"cannot resume {path}: it was written with {saved['pace']}, this run has {pace(state)}. "
+            "Resume with the same data, batch size, accumulation and number of processes, "
+            "or start in another folder"
         )
     if (saved["ema"] is None) != (state.ema is None):
         raise CheckpointError(

@@ -60,13 +60,13 @@ class Hook:
     Subclasses override what they need. Hooks are called in the order of `priority`, lower numbers first,
     equal ones in the order in which they were given. What changes a gradient does not belong here but into
     the training step, where its order is visible. Every rank calls every hook; only the main one may write.
-    `before_train_epoch` is called again when a run resumes inside an epoch, and `after_run` however a run ends:
-    `state.failure` then says why, and a hook must not wait for other ranks if it is set.
+    `before_train_epoch` is called again when a run resumes inside an epoch, and `after_run` however a run
+    ends: `state.failure` then says why, and a hook must not wait for other ranks if it is set.
 
     Attributes:
         key: name of the hook's state in the checkpoint, unique among the hooks of a run.
-        priority: place in the order. Ours: learning rate 10, non-finite 20, checkpoint 40, evaluate 50, logs 60
-            to 80.
+        priority: place in the order. Ours: learning rate 10, non-finite 20, logs 60 to 85, checkpoint 90 (it
+            saves the states of those before it), evaluate 95.
     """
 
     key: str = ""
@@ -137,7 +137,7 @@ class TrainState:
         epoch: epochs finished, which is also the index of the one in progress.
         first_step: the step at which this process began (0 unless resumed).
         batches: of the current iteration, on the device.
-        losses: what the model returned in the last step, mean over its batches, detached; "loss/..." and "stat/...".
+        losses: what the model returned in the last step, mean over its batches, detached.
         detections: of the last validation batch.
         metrics: of the last validation.
         unchecked: (step, image ids, losses) of the steps whose losses nobody has looked at yet.

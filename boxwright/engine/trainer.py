@@ -22,7 +22,7 @@ from .ema import ModelEMA
 from .folder import run_folder, write_config
 from .messages import any_over_ranks, notify, on_main
 from .placing import place, resolve_device
-from .precision import resolve_precision
+from .precision import Precision, resolve_precision
 from .randomness import seed_all, undisturbed
 from .resume import enter, restore
 from .schedule import Schedule
@@ -90,77 +90,69 @@ def train(
         The state at the end of the run.
 
     Raises:
-        TrainingError: the folder is in use or holds another run, a loss is not finite, or (TrainingInterrupted) a
-            signal asked to stop.
+        TrainingError: the folder is in use or holds another run, a loss is not finite, or a signal
+            asked to stop (TrainingInterrupted).
         CheckpointError: a checkpoint cannot be read or written.
         ConfigError: an argument makes no sense.
     """
     out = Path(out)
     with run_folder(out, resume):
-        state = _build(
-            model, loader, optimizer, schedule, epochs, out, hooks, device, precision, accumulate, clip_norm, ema_decay,
-            compile, seed, dict(metadata or {}),
-        )  # fmt: skip
+        for name, value in (
+            ("epochs", epochs),
+            ("accumulate", accumulate),
+            ("batches an epoch", len(loader)),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} is {value} and must be at least 1")
+        if clip_norm is not None and clip_norm <= 0:
+            raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
+        device = resolve_device(device)
+        resolved = resolve_precision(precision, device)
+        forward = _prepare(model, device, resolved, compile)
+        state = TrainState(
+            model=model,
+            forward=forward,
+            optimizer=optimizer,
+            schedule=schedule,
+            loader=loader,
+            out=out,
+            epochs=epochs,
+            steps_per_epoch=-(-len(loader) // accumulate),
+            device=device,
+            precision=resolved,
+            scaler=torch.amp.GradScaler(device.type, enabled=resolved.name == "fp16"),
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            ema=None if ema_decay is None else ModelEMA(model, ema_decay),
+            hooks=order_hooks(hooks),
+            metadata=dict(metadata or {}),
+            seed=seed,
+            check_every=20 if device.type == "cuda" else 1,
+        )
         path = on_main(lambda: find_last(out) if resume else None)
         saved = None if path is None else restore(state, path)
         if resume:
             notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
         if "config" in state.metadata and distributed.is_main():
             write_config(out, state.metadata["config"])
+        warmup = schedule.warmup_steps(state.total_steps)
+        if warmup < schedule.warmup:
+            notify(f"warm-up shortened from {schedule.warmup} to {warmup} iterations, a quarter of the run")
         with _signals(state):
             _run(state, saved)
     return state
 
 
-def _build(
-    model, loader, optimizer, schedule, epochs, out, hooks, device, precision, accumulate, clip_norm, ema_decay,
-    compile, seed, metadata,
-) -> TrainState:  # fmt: skip
-    for name, value in (
-        ("epochs", epochs),
-        ("accumulate", accumulate),
-        ("batches of the loader", len(loader)),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name} is {value} and must be at least 1")
-    if clip_norm is not None and clip_norm <= 0:
-        raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
-    device = resolve_device(device)
-    resolved = resolve_precision(precision, device)
+def _prepare(model: nn.Module, device: torch.device, precision: Precision, compile: bool) -> nn.Module:
+    """Place the model; returns what a step calls."""
     model.to(device)
-    if resolved.channels_last:
+    if precision.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile:
         model.compile()  # in place: no wrapper, so no prefix in the state dict
-    forward = model
-    if distributed.is_distributed():
-        forward = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    state = TrainState(
-        model=model,
-        forward=forward,
-        optimizer=optimizer,
-        schedule=schedule,
-        loader=loader,
-        out=out,
-        epochs=epochs,
-        steps_per_epoch=-(-len(loader) // accumulate),
-        device=device,
-        precision=resolved,
-        scaler=torch.amp.GradScaler(device.type, enabled=resolved.name == "fp16"),
-        accumulate=accumulate,
-        clip_norm=clip_norm,
-        ema=None if ema_decay is None else ModelEMA(model, ema_decay),
-        hooks=order_hooks(hooks),
-        metadata=metadata,
-        seed=seed,
-        check_every=20 if device.type == "cuda" else 1,
-    )
-    if state.schedule.warmup_steps(state.total_steps) < state.schedule.warmup:
-        shortened = state.schedule.warmup_steps(state.total_steps)
-        notify(
-            f"warm-up shortened from {state.schedule.warmup} to {shortened} iterations, a quarter of the run"
-        )
-    return state
+    if not distributed.is_distributed():
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def _run(state: TrainState, saved: dict | None) -> None:
@@ -197,7 +189,8 @@ def _train_epoch(state: TrainState, in_progress: bool) -> None:
         call(state, "before_train_iter")
         train_step(state)
         call(state, "after_train_iter")
-        _stop_if_asked(state)
+        if state.step % state.steps_per_epoch:  # else once the epoch's hooks have been called
+            _stop_if_asked(state)
     if state.step != (state.epoch + 1) * state.steps_per_epoch:
         raise TrainingError(
             f"epoch {state.epoch + 1} ended at step {state.step} instead of "

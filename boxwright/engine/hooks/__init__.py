@@ -43,7 +43,7 @@ def default_hooks(
     Args:
         evaluate: returns metrics, as `Validation` does; None not to validate.
         evaluate_every: epochs between validations; there is always one at the end.
-        best_metric: key of the metric (larger is better) whose best checkpoint is kept; None for the first key.
+        best_metric: key of the metric (larger is better) whose best checkpoint is kept; None: the first key.
         checkpoint_every: epochs between checkpoints.
         checkpoint_iterations: also after so many iterations.
         checkpoint_minutes: also after so many minutes.

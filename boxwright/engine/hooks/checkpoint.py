@@ -25,11 +25,11 @@ class CheckpointHook(Hook):
         iterations: also after so many iterations, or None.
         minutes: also after so many minutes, or None. When is up to the clock, the results are not.
         keep: newest checkpoints kept; the best one is kept besides.
-        metric: key of the validation metric that decides what is best, larger is better; None for the first key.
+        metric: key of the metric that decides what is best, larger is better; None for the first key.
     """
 
     key = "checkpoint"
-    priority = 40
+    priority = 90  # after all hooks whose states it saves
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class CheckpointHook(Hook):
         )
         self.best: dict[str, Any] | None = None
         self._saved_step = -1
+        self._due = False
         self._clock = time.monotonic()
 
     def before_run(self, state: TrainState) -> None:
@@ -81,12 +82,13 @@ class CheckpointHook(Hook):
         due = self.iterations is not None and state.step % self.iterations == 0
         if self.minutes is not None and (state.at_check or not is_distributed()):
             due = due or any_over_ranks(time.monotonic() - self._clock > 60 * self.minutes, state.device)
-        if due:
+        if due and state.step % state.steps_per_epoch:
             self._save(state)
+        self._due = due  # at the end of an epoch, once its hooks have been called
 
     def after_train_epoch(self, state: TrainState) -> None:
         """Save by epochs."""
-        if state.epoch % self.every == 0 or state.epoch == state.epochs:
+        if self._due or state.epoch % self.every == 0 or state.epoch == state.epochs:
             self._save(state)
 
     def after_val_epoch(self, state: TrainState) -> None:

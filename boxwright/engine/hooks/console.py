@@ -18,7 +18,8 @@ class ConsoleHook(Hook):
     """Shows epoch, loss, learning rate, images/s, memory and the time left.
 
     Args:
-        every: iterations between updates; a plain line comes at most once in `seconds`, and at the end of an epoch.
+        every: iterations between updates; a plain line comes at most once in `seconds`, and at the end of an
+            epoch.
         seconds: least time between plain lines.
         console: where to; by default standard output.
     """
@@ -44,8 +45,9 @@ class ConsoleHook(Hook):
         self.console = self.console or Console()
         parameters = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6
         self.console.print(
-            f"training {parameters:.2f} M parameters for {state.epochs} epochs of {state.steps_per_epoch} iterations "
-            f"on {state.device}, {state.precision.name} ({state.precision.reason})",
+            f"training {parameters:.2f} M parameters for {state.epochs} epochs of "
+            f"{state.steps_per_epoch} iterations on {state.device}, "
+            f"{state.precision.name} ({state.precision.reason})",
             highlight=False,
         )
         if self.console.is_terminal:
@@ -91,8 +93,9 @@ class ConsoleHook(Hook):
             self._progress.update(self._task, text=text)
         if at_end or (self._progress is None and now - self._last_line >= self.seconds):
             self._last_line = now
-            place = f"epoch {(state.step - 1) // state.steps_per_epoch + 1}/{state.epochs}, iteration {state.step}"
-            self.console.print(f"{place}/{state.total_steps}: {text}", highlight=False)
+            epoch = (state.step - 1) // state.steps_per_epoch + 1
+            place = f"epoch {epoch}/{state.epochs}, iteration {state.step}/{state.total_steps}"
+            self.console.print(f"{place}: {text}", highlight=False)
 
     def after_train_epoch(self, state: TrainState) -> None:
         """Take the bar away."""

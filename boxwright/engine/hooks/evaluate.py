@@ -8,7 +8,7 @@ from ..validation import Evaluate, validate
 
 
 class EvaluateHook(Hook):
-    """Calls `evaluate` after epochs; the checkpoint of that moment is already saved, so a kill costs only this.
+    """Calls `evaluate` after epochs, once the checkpoint is saved: a kill meanwhile costs only this.
 
     A run that is resumed at the end of an epoch validates it anew, since the kill may have come before.
 
@@ -18,7 +18,7 @@ class EvaluateHook(Hook):
     """
 
     key = "evaluate"
-    priority = 50
+    priority = 95  # after the checkpoint
 
     def __init__(self, evaluate: Evaluate, every: int = 1) -> None:
         if every < 0:

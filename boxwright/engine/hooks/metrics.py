@@ -18,10 +18,10 @@ from .window import Window, due
 class MetricsHook(Hook):
     """Writes training means every so many iterations, and each validation, to `metrics.jsonl`.
 
-    A training line holds `kind` "train", `step`, `epoch` (with its fraction), `lr`, `loss`, each "loss/..." and
-    "stat/...", `images_per_second` and `memory_mb`; a validation line `kind` "val", `step`, `epoch` and the metrics.
-    A value that is not finite is null. When a run resumes, lines of steps that it will do again are dropped, with
-    a last line torn by a kill.
+    A training line holds `kind` "train", `step`, `epoch` (with its fraction), `lr`, `loss`, each
+    "loss/..." and "stat/...", `images_per_second` and `memory_mb`; a validation line `kind` "val", `step`,
+    `epoch` and the metrics. A value that is not finite is null. When a run resumes, lines of steps that it
+    will do again are dropped, with a last line torn by a kill.
 
     Args:
         every: iterations between training lines; the last iteration of an epoch has one too.
@@ -89,7 +89,7 @@ class MetricsHook(Hook):
 def mend(path: Path, step: int) -> None:
     """Keep the lines of a metrics file that a run resumed at `step` will not write again.
 
-    These are training lines up to `step` and validation lines before it (the validation of the resumed step is
+    These are training lines up to `step` and validation lines before it (that of the resumed step is
     done anew). Damaged lines go too. The file is replaced in one move.
     """
     if not path.exists():

@@ -22,7 +22,7 @@ class ProfileHook(Hook):
     """
 
     key = "profile"
-    priority = 90
+    priority = 85
 
     def __init__(self, start: int = 10, count: int = 5) -> None:
         if start < 0 or count < 1:
