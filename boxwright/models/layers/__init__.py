@@ -1,1 +1,25 @@
-"""TODO."""
+"""What networks are put together from: convolution with norm, norms, initialisers, freezing."""
+
+from .conv import Activation, ConvFactory, ConvNorm, relu
+from .freeze import freeze, set_batch_norm_eval
+from .init import bias_for_prior, init_caffe2_xavier, init_kaiming, init_normal, init_xavier
+from .norm import FrozenBatchNorm2d, NormLayer, group_norm
+from .scale import Scale
+
+__all__ = [
+    "Activation",
+    "ConvFactory",
+    "ConvNorm",
+    "FrozenBatchNorm2d",
+    "NormLayer",
+    "Scale",
+    "bias_for_prior",
+    "freeze",
+    "group_norm",
+    "init_caffe2_xavier",
+    "init_kaiming",
+    "init_normal",
+    "init_xavier",
+    "relu",
+    "set_batch_norm_eval",
+]

@@ -1,0 +1,75 @@
+"""Convolution, norm, activation: the unit that heads and necks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .norm import NormLayer
+
+Activation = Callable[[], nn.Module]
+"""Makes an activation layer."""
+
+ConvFactory = Callable[..., nn.Module]
+"""Makes a convolution; called as `nn.Conv2d` is."""
+
+
+def relu() -> nn.ReLU:
+    """ReLU that overwrites its input, which in `ConvNorm` nothing else reads."""
+    return nn.ReLU(inplace=True)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then norm, then activation; the last two are optional.
+
+    The convolution has a bias exactly when no norm follows, because a norm takes the bias out again.
+    Children are named `conv`, `norm` and `activation`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: side of the kernel.
+        stride: stride of the convolution.
+        padding: rows and columns added at each side; None keeps the size at stride 1.
+        dilation: distance between taps.
+        groups: groups of the convolution.
+        norm: makes the norm layer from the number of channels; None for no norm.
+        activation: makes the activation; None for none.
+        conv: makes the convolution (a deformable or weight-standardised one instead of `nn.Conv2d`).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int | None = None,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: NormLayer | None = None,
+        activation: Activation | None = relu,
+        conv: ConvFactory = nn.Conv2d,
+    ) -> None:
+        super().__init__()
+        self.conv = conv(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel - 1) // 2 if padding is None else padding,
+            dilation=dilation,
+            groups=groups,
+            bias=norm is None,
+        )
+        self.norm = None if norm is None else norm(out_channels)
+        self.activation = None if activation is None else activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
