@@ -1,0 +1,84 @@
+"""From samples to a batch: images padded to one canvas, objects padded to a number of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import DataError
+from ..ops.masks import pack
+from ..structures import Batch, MaskCrops, Targets, slot_count
+from .canvas import Canvas
+from .sample import Sample
+
+
+def collate(samples: Sequence[Sample], canvas: Canvas) -> Batch:
+    """Pad samples to a batch.
+
+    Args:
+        samples: at least one; masks must be in all of them or in none.
+        canvas: chooses the padded shape from the sizes of the images.
+
+    Returns:
+        A batch of B images in the order of the samples: uint8, 0 in the padding, and `G = slot_count(most
+        objects of an image)` slots. A slot whose object is an `ignore` region is not `valid`. The batch has
+        masks where the samples have, also when none of its images holds an object.
+
+    Raises:
+        DataError: an image does not fit the canvas, masks are in some of the samples only, or the samples'
+            boxes, labels, ignore flags and masks differ in number.
+    """
+    sizes = [(int(s["image"].shape[-2]), int(s["image"].shape[-1])) for s in samples]
+    height, width = canvas.shape_for(sizes, [_name(s) for s in samples])
+    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
+        image[:, :h, :w] = sample["image"]
+    return Batch(
+        images=images,
+        sizes=torch.tensor(sizes, dtype=torch.int64),
+        targets=_targets(samples),
+        image_ids=tuple(s["image_id"] for s in samples),
+        original_sizes=torch.tensor([s["original_size"] for s in samples], dtype=torch.int64),
+    )
+
+
+def _targets(samples: Sequence[Sample]) -> Targets:
+    for sample in samples:
+        lengths = [len(sample["boxes"]), len(sample["labels"]), len(sample["ignore"])]
+        if "masks" in sample:
+            lengths.append(len(sample["masks"]))
+        if len(set(lengths)) > 1:
+            raise DataError(
+                f"{_name(sample)}: a transform returned different numbers of boxes, labels, ignore flags "
+                f"and masks: {lengths}"
+            )
+    count = len(samples)
+    slots = slot_count(max(len(s["boxes"]) for s in samples))
+    boxes = torch.zeros((count, slots, 4))
+    labels = torch.zeros((count, slots), dtype=torch.int64)
+    valid = torch.zeros((count, slots), dtype=torch.bool)
+    ignore = torch.zeros((count, slots), dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        filled = len(sample["boxes"])
+        boxes[i, :filled] = sample["boxes"].as_subclass(torch.Tensor)
+        labels[i, :filled] = sample["labels"]
+        valid[i, :filled] = ~sample["ignore"]
+        ignore[i, :filled] = sample["ignore"]
+    return Targets(boxes, labels, valid, ignore, _masks(samples, slots))
+
+
+def _masks(samples: Sequence[Sample], slots: int) -> MaskCrops | None:
+    lacking = [s for s in samples if "masks" not in s]
+    if len(lacking) == len(samples):
+        return None
+    if lacking:
+        raise DataError(
+            f"{_name(lacking[0])}: has no masks, but other images of the batch have; give every object a "
+            "mask, or train a detector of boxes (`with_masks=False`)"
+        )
+    return pack([s["masks"].as_subclass(torch.Tensor) for s in samples if "masks" in s], slots)
+
+
+def _name(sample: Sample) -> str:
+    return f"{sample['file']} (image id {sample['image_id']})"

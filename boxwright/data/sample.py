@@ -1,0 +1,111 @@
+"""From a record of the table to a sample: the decoded image and its objects as TVTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NotRequired, TypeAlias, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from ..errors import DataError
+from .images import decode_image
+from .masks import to_bitmap
+from .table import Record
+
+
+class Sample(TypedDict):
+    """One image with its n objects, as transforms take and return it.
+
+    Keys:
+        image: `(3, H, W)` uint8, RGB.
+        boxes: `(n, 4)` float32 xyxy in pixels of the image, inside of it.
+        labels: `(n,)` int64.
+        ignore: `(n,)` bool, regions that count neither way.
+        masks: `(n, H, W)` uint8, 0 or 1; absent where masks are not asked for.
+        image_id: identity of the image in its split.
+        original_size: height and width of the file, whatever the transforms do.
+        file: path of the file, for messages.
+    """
+
+    image: tv_tensors.Image
+    boxes: tv_tensors.BoundingBoxes
+    labels: torch.Tensor
+    ignore: torch.Tensor
+    masks: NotRequired[tv_tensors.Mask]
+    image_id: int
+    original_size: tuple[int, int]
+    file: str
+
+
+Transform: TypeAlias = Callable[[Sample, torch.Generator], Sample]
+"""A weightless part that takes a sample and the generator to draw from, and returns a new sample."""
+
+
+def image_tensor(image: Image.Image) -> tv_tensors.Image:
+    """A PIL image of mode RGB as a `(3, H, W)` uint8 tensor.
+
+    The channels of a pixel stay side by side in memory, as in the decoded image: nothing is transposed,
+    and it is the layout that resizing reads fastest.
+    """
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return tv_tensors.Image(pixels.permute(2, 0, 1))
+
+
+def as_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    """Plain `(n, 4)` xyxy boxes as a TVTensor of an image of `size` (height, width)."""
+    return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size)  # pyright: ignore
+
+
+def load_sample(record: Record, with_masks: bool = False) -> Sample:
+    """Decode the image of a record and put its objects beside it.
+
+    Args:
+        record: one row of a table.
+        with_masks: rasterise the masks too; each object that is not an `ignore` region must then have one.
+
+    Raises:
+        DataError: the image cannot be decoded or has another size than the record says, or a mask is
+            missing or damaged.
+    """
+    image = image_tensor(decode_image(record.file))
+    size = (int(image.shape[1]), int(image.shape[2]))
+    if size != (record.height, record.width):
+        raise DataError(
+            f"{record.file}: the image has {size[1]} x {size[0]} pixels, but its annotation says "
+            f"{record.width} x {record.height}; correct the annotation's width and height (boxes may need "
+            "scaling) or the file"
+        )
+    boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)
+    sample: Sample = {
+        "image": image,
+        "boxes": as_boxes(boxes, size),
+        "labels": torch.tensor(record.labels, dtype=torch.int64),
+        "ignore": torch.tensor(record.ignore, dtype=torch.bool),
+        "image_id": record.image_id,
+        "original_size": size,
+        "file": str(record.file),
+    }
+    if with_masks:
+        sample["masks"] = _rasterise(record)
+    return sample
+
+
+def _rasterise(record: Record) -> tv_tensors.Mask:
+    count = len(record.boxes)
+    bitmaps = torch.zeros((count, record.height, record.width), dtype=torch.uint8)
+    for i, mask in enumerate(record.masks if record.masks is not None else [[]] * count):
+        if not mask:
+            if not record.ignore[i]:
+                raise DataError(
+                    f"{record.file}: object {i} has no mask, but masks are asked for; annotate it, mark it "
+                    "as ignore (iscrowd), or train a detector of boxes (`with_masks=False`)"
+                )
+            continue
+        try:
+            bitmaps[i] = torch.from_numpy(to_bitmap(mask, record.height, record.width))
+        except DataError as error:
+            raise DataError(f"{record.file}: mask of object {i}: {error}") from error
+    return tv_tensors.Mask(bitmaps)

@@ -1,0 +1,97 @@
+"""Resizing: keeping the ratio, to a fixed size, and the two multi-scale modes of MMDetection.
+
+All sizes are `(height, width)` in pixels. Boxes and masks follow the image; no object is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import ConfigError
+from ..sample import Sample
+from .functional import image_size, integer, resize, scaled_size
+
+
+def _check(name: str, field: str, numbers: Sequence[int]) -> None:
+    if not numbers or any(int(number) != number or number < 1 for number in numbers):
+        raise ConfigError(f"{name}: {field} must hold whole numbers of pixels from 1 on, but is {numbers}")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Scale the image so that its short side is at most `short` and its long side at most `long` pixels.
+
+    The ratio is kept up to rounding, one of the two limits is reached, and small images grow. The
+    sizes are those of MMDetection's `Resize` with `keep_ratio=True` (arXiv:1906.07155).
+    """
+
+    short: int = 800
+    long: int = 1333
+
+    def __post_init__(self) -> None:
+        _check("Resize", "short and long", (self.short, self.long))
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Return the resized sample; nothing is drawn from `generator`."""
+        return resize(sample, scaled_size(image_size(sample), self.short, self.long))
+
+
+@dataclass(frozen=True)
+class ResizeFixed:
+    """Scale the image to exactly `size` (height, width), whatever its ratio."""
+
+    size: tuple[int, int] = (320, 320)
+
+    def __post_init__(self) -> None:
+        _check("ResizeFixed", "size", self.size)
+        if len(self.size) != 2:
+            raise ConfigError(f"ResizeFixed: size must be (height, width), but is {self.size}")
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Return the resized sample; nothing is drawn from `generator`."""
+        return resize(sample, (int(self.size[0]), int(self.size[1])))
+
+
+@dataclass(frozen=True)
+class ResizeByValue:
+    """Multi-scale training over a list: one of `shorts` is drawn for each image, with `long` fixed.
+
+    "value" mode of MMDetection (arXiv:1906.07155, Sec. 5.3); each value is equally likely.
+    """
+
+    shorts: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    long: int = 1333
+
+    def __post_init__(self) -> None:
+        _check("ResizeByValue", "shorts and long", (*self.shorts, self.long))
+        if not self.shorts:
+            raise ConfigError("ResizeByValue: shorts is empty; give at least one length of the short side")
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Return the sample at a drawn scale."""
+        short = self.shorts[integer(generator, 0, len(self.shorts) - 1)]
+        return resize(sample, scaled_size(image_size(sample), short, self.long))
+
+
+@dataclass(frozen=True)
+class ResizeByRange:
+    """Multi-scale training over a range: the short side's limit is drawn from `shorts` = (lowest, highest).
+
+    "range" mode of MMDetection (arXiv:1906.07155, Sec. 5.3); both ends are included, `long` is fixed.
+    """
+
+    shorts: tuple[int, int] = (640, 800)
+    long: int = 1333
+
+    def __post_init__(self) -> None:
+        _check("ResizeByRange", "shorts and long", (*self.shorts, self.long))
+        if len(self.shorts) != 2 or self.shorts[0] > self.shorts[1]:
+            raise ConfigError(f"ResizeByRange: shorts must be (lowest, highest), but is {self.shorts}")
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Return the sample at a drawn scale."""
+        short = integer(generator, self.shorts[0], self.shorts[1])
+        return resize(sample, scaled_size(image_size(sample), short, self.long))
