@@ -1,1 +1,1 @@
-"""TODO."""
+"""Detectors and the parts they are put together from."""

@@ -1,1 +1,6 @@
-"""TODO."""
+"""Which prior is trained for which ground truth: one published rule a file, all with one signature."""
+
+from .fcos import FCOSAssigner
+from .max_iou import MaxIoUAssigner
+
+__all__ = ["FCOSAssigner", "MaxIoUAssigner"]

@@ -1,0 +1,62 @@
+"""Assignment by the largest overlap (Faster R-CNN, arXiv:1506.01497, Sec. 3.1.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...ops.boxes import area, pairwise_intersection
+from ...structures import Assignment, DensePredictions, Priors, Targets
+
+
+@dataclass(frozen=True)
+class MaxIoUAssigner:
+    """Positive from `positive_iou` on, negative below `negative_iou`, ignored between them.
+
+    Args:
+        positive_iou: rule (ii) of the paper.
+        negative_iou: overlap with every ground truth below this makes a negative.
+        match_low_quality: rule (i): the priors that overlap a ground truth most are its positives, too.
+        min_positive_iou: rule (i) holds only from this overlap on.
+        low_quality_keeps_best: a prior found by rule (i) is trained for the ground truth that it overlaps
+            most (Detectron2, torchvision), not for the one that found it (the paper, MMDetection).
+        ignore_iof: a prior, not positive, with this share of its area in an ignored region is ignored.
+    """
+
+    positive_iou: float = 0.5
+    negative_iou: float = 0.5
+    match_low_quality: bool = False
+    min_positive_iou: float = 0.0
+    low_quality_keeps_best: bool = False
+    ignore_iof: float = 0.5
+
+    def __call__(
+        self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None
+    ) -> Assignment:
+        """Assignment of A priors of B images; priors that are not `valid` are ignored."""
+        boxes = priors.boxes if priors.boxes.dim() == 3 else priors.boxes[None]
+        intersection = pairwise_intersection(targets.boxes, boxes)  # (B, G, A)
+        prior_area = area(boxes)[:, None]
+        union = area(targets.boxes)[..., None] + prior_area - intersection
+        taking_part = targets.valid[..., None]
+        if priors.valid is not None:
+            taking_part = taking_part & priors.valid[:, None]
+        iou = torch.where(taking_part, intersection / union.clamp(min=1e-6), -1.0)
+        best, gt_index = iou.max(1)
+        positive = best >= self.positive_iou
+        negative = best < self.negative_iou
+        if self.match_low_quality:
+            most = iou.amax(2, keepdim=True)
+            finds = (iou == most) & (most >= self.min_positive_iou) & (most > 0)
+            found = finds.any(1)
+            if not self.low_quality_keeps_best:
+                order = torch.arange(1, iou.shape[1] + 1, device=iou.device)[:, None]
+                last = (finds * order).amax(1) - 1  # the last ground truth wins, as in MMDetection
+                gt_index = torch.where(found, last, gt_index)
+            positive = positive | found
+        share = torch.where(targets.ignore[..., None], intersection / prior_area.clamp(min=1e-6), 0.0)
+        ignore = ~positive & (~negative | (share >= self.ignore_iof).any(1))
+        if priors.valid is not None:
+            ignore = ignore | ~priors.valid
+        return Assignment(gt_index, positive, ignore)

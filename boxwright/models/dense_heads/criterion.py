@@ -1,0 +1,154 @@
+"""Training of a dense head: assign, sample, compare. What a paper changes is a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...distributed import mean_over_ranks
+from ...structures import DensePredictions, Priors, Targets
+from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
+from ..samplers import AllSampler
+from ..targets import Filled, Sample, boxes_and_labels
+
+ALL = AllSampler()
+Divisor = Callable[[Sample], Tensor]
+"""Number by which summed losses are divided: `()` for the batch, or `(B,)` for each image."""
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The positives of the batch, at least one; their mean over ranks, so that DDP equals one process."""
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """A scalar."""
+        return mean_over_ranks(sample.positive.sum().float()).clamp(min=1)
+
+
+POSITIVES = Positives()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The positives and negatives of the batch, at least one; their mean over ranks."""
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """A scalar."""
+        return mean_over_ranks(sample.valid.sum().float()).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Positives of each image times the number of images, as torchvision's RetinaNet divides."""
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """`(B,)`."""
+        return sample.positive.sum(1).clamp(min=1) * float(sample.positive.shape[0])
+
+
+@dataclass(frozen=True)
+class Centreness:
+    """How near a point is to the middle of its box (FCOS, arXiv:1904.01355, Eq. 3).
+
+    Args:
+        weight: of its binary cross entropy.
+        weighs_boxes: box losses are weighted by the target, as FCOS's authors and MMDetection do;
+            torchvision does not.
+    """
+
+    weight: float = 1.0
+    weighs_boxes: bool = True
+
+    def target(self, boxes: Tensor, priors: Tensor) -> Tensor:
+        """Targets `(...)` in 0..1 for ground truth and priors `(..., 4)`."""
+        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        before, after = (centre - boxes[..., :2]).clamp(min=0), (boxes[..., 2:] - centre).clamp(min=0)
+        ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
+        return ratio.prod(-1).sqrt()
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits and targets `(...)` to losses `(...)`."""
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none") * self.weight
+
+
+@dataclass(frozen=True)
+class DenseCriterion:
+    """Losses of a dense head from its predictions and the ground truth.
+
+    Args:
+        assigner: which prior is trained for which ground truth.
+        class_loss: loss of the class scores, for positives and negatives.
+        sampler: which of the assigned priors take part.
+        code_loss: loss on box codes; may stand beside `box_loss`.
+        box_loss: loss on decoded boxes.
+        quality: loss and target of a quality branch.
+        class_target: score that a positive's class is trained for, from predicted and true boxes
+            `(P, 4)`; without it the assigner's score, or 1.
+        divisor: what summed losses are divided by.
+        area: which priors may be trained; None for all.
+    """
+
+    assigner: Assigner
+    class_loss: ClassLoss
+    sampler: Sampler = ALL
+    code_loss: ElementLoss | None = None
+    box_loss: ElementLoss | None = None
+    quality: Centreness | None = None
+    class_target: ElementLoss | None = None
+    divisor: Divisor = POSITIVES
+    area: Callable[[Priors, Tensor], Priors] | None = None
+
+    def __call__(
+        self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor, coder: Coder
+    ) -> dict[str, Tensor]:
+        """Losses of a batch: "loss/class", "loss/box" and "loss/quality", and "stat/positives" an image."""
+        if self.area is not None:
+            priors = self.area(priors, sizes)
+        detached = DensePredictions(*(None if t is None else t.detach() for t in vars(predictions).values()))  # pyright: ignore
+        sample = self.sampler(self.assigner(priors, targets, detached))
+        gt_boxes, labels = boxes_and_labels(sample, targets)
+        filled = Filled.of(sample.positive)
+        shape = (*predictions.codes.shape[:2], 4)
+        prior = filled.drop(sample.take(priors.boxes.expand(shape)))
+        stride = filled.drop(sample.take(priors.strides.expand(shape[:2])))
+        gt = filled.drop(gt_boxes)
+        codes = filled.drop(sample.take(predictions.codes))
+        boxes = coder.decode(codes, prior, stride)
+        divisor = self.divisor(sample)
+
+        def total(losses: Tensor, counts: Tensor, by: Tensor) -> Tensor:
+            return (torch.where(counts, losses, 0.0).sum(1) / by).sum()
+
+        score = sample.positive.float()
+        if self.class_target is not None:
+            score = filled.restore(self.class_target(boxes.detach(), gt)) * score
+        elif sample.score is not None:
+            score = sample.score * score
+        class_losses = self.class_loss(sample.take(predictions.class_logits), labels, score)
+        losses = {"loss/class": total(class_losses, sample.valid, divisor)}
+        box_weight, box_divisor = gt.new_ones(()), divisor
+        if self.quality is not None:
+            assert predictions.quality_logits is not None, "the head has no quality branch"
+            quality = self.quality.target(gt, prior)
+            logits = filled.drop(sample.take(predictions.quality_logits))
+            losses["loss/quality"] = total(
+                filled.restore(self.quality(logits, quality)), sample.positive, divisor
+            )
+            if self.quality.weighs_boxes:
+                box_weight = quality
+                summed = torch.where(sample.positive, filled.restore(quality), 0.0).sum()
+                box_divisor = mean_over_ranks(summed).clamp(min=1e-6)
+        box_losses = gt.new_zeros(gt.shape[0])
+        if self.box_loss is not None:
+            box_losses = box_losses + self.box_loss(boxes, gt) * box_weight
+        if self.code_loss is not None:
+            box_losses = (
+                box_losses + self.code_loss(codes, coder.encode(gt, prior, stride)).sum(-1) * box_weight
+            )
+        losses["loss/box"] = total(filled.restore(box_losses), sample.positive, box_divisor)
+        losses["stat/positives"] = sample.positive.sum() / float(sample.positive.shape[0])
+        return losses

@@ -1,0 +1,138 @@
+"""One head for all dense detectors: towers of convolutions and their predictors, shared by the levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
+from ..layers.conv import ConvNorm
+from ..layers.scale import Scale
+from ..protocols import Coder, PriorGenerator
+from .criterion import DenseCriterion
+from .postprocess import DensePostprocess
+
+
+class DenseHead(nn.Module):
+    """Class logits, box codes and, if wanted, a quality logit for each prior.
+
+    RetinaNet (arXiv:1708.02002, Sec. 4) and FCOS have two towers of four convolutions; an RPN has one
+    convolution that classes and boxes share, and no towers.
+
+    Args:
+        in_specs: feature levels, all of the same number of channels.
+        num_classes: C, without background.
+        priors: what stands at each place.
+        coder: what a box is regressed as.
+        criterion: how it is trained.
+        postprocess: how detections are made of the outputs.
+        channels: of the convolutions.
+        stem_convs: convolutions before the towers part.
+        tower_convs: convolutions of the class tower and of the box tower.
+        predictor_kernel: side of the predictors' kernels; an RPN has 1.
+        norm: norm of each convolution, called with its channels; None for none.
+        quality_branch: which tower the quality logit hangs on, if the criterion wants one.
+        scale_levels: each level has a learnt factor of its box codes (FCOS, Sec. 3.2).
+        class_prior: scores of an untrained head (focal loss, Sec. 4.1); None for a bias of 0.
+        init_std: spread of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_specs: Sequence[FeatureSpec],
+        *,
+        num_classes: int,
+        priors: PriorGenerator,
+        coder: Coder,
+        criterion: DenseCriterion,
+        postprocess: DensePostprocess,
+        channels: int = 256,
+        stem_convs: int = 0,
+        tower_convs: int = 4,
+        predictor_kernel: int = 3,
+        norm: Callable[[int], nn.Module] | None = None,
+        quality_branch: Literal["class", "box"] | None = None,
+        scale_levels: bool = False,
+        class_prior: float | None = 0.01,
+        init_std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if len({spec.channels for spec in in_specs}) != 1:
+            raise ValueError(
+                f"DenseHead shares its weights over levels of equal channels, got {tuple(in_specs)}"
+            )
+        if (quality_branch is None) != (criterion.quality is None):
+            raise ValueError("DenseHead: give both `quality_branch` and `criterion.quality`, or neither")
+        self.strides = tuple(spec.stride for spec in in_specs)
+        self.num_classes = num_classes
+        self.priors, self.coder, self.criterion, self.postprocess = priors, coder, criterion, postprocess
+        self.columns = criterion.class_loss.columns(num_classes)
+
+        def convs(count: int, first: int) -> nn.Sequential:
+            widths = [first] + [channels] * count
+            return nn.Sequential(*(ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(widths)))
+
+        per_place = priors.num_per_place()
+        self.stem = convs(stem_convs, in_specs[0].channels)
+        width = channels if stem_convs else in_specs[0].channels
+        self.class_tower, self.box_tower = convs(tower_convs, width), convs(tower_convs, width)
+        width = channels if tower_convs else width
+        kernel, padding = predictor_kernel, predictor_kernel // 2
+        self.class_predictor = nn.Conv2d(width, per_place * self.columns, kernel, padding=padding)
+        self.box_predictor = nn.Conv2d(width, per_place * coder.size, kernel, padding=padding)
+        self.quality_branch = quality_branch
+        self.quality_predictor = (
+            nn.Conv2d(width, per_place, kernel, padding=padding) if quality_branch else None
+        )
+        self.scales = nn.ModuleList(Scale() for _ in self.strides) if scale_levels else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=init_std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if class_prior is not None:
+            nn.init.constant_(self.class_predictor.bias, -math.log((1 - class_prior) / class_prior))  # pyright: ignore
+
+    def forward(self, features: Sequence[Tensor]) -> DensePredictions:
+        """Raw outputs for features of `(B, channels, H, W)`, levels one behind the other."""
+        classes, codes, qualities = [], [], []
+        for level, feature in enumerate(features):
+            shared = self.stem(feature)
+            class_features, box_features = self.class_tower(shared), self.box_tower(shared)
+            code = self.box_predictor(box_features)
+            classes.append(_by_prior(self.class_predictor(class_features), self.columns))
+            codes.append(
+                _by_prior(code if self.scales is None else self.scales[level](code), self.coder.size)
+            )
+            if self.quality_predictor is not None:
+                branch = class_features if self.quality_branch == "class" else box_features
+                qualities.append(_by_prior(self.quality_predictor(branch), 1)[..., 0])
+        return DensePredictions(
+            torch.cat(classes, 1), torch.cat(codes, 1), torch.cat(qualities, 1) if qualities else None
+        )
+
+    def place_priors(self, features: Sequence[Tensor], canvas: tuple[int, int]) -> Priors:
+        """Priors of feature maps of these shapes."""
+        shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
+        return self.priors(shapes, self.strides, canvas, features[0].device)
+
+    def loss(
+        self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of raw outputs."""
+        return self.criterion(predictions, priors, targets, sizes, self.coder)
+
+    def decode(self, predictions: DensePredictions, priors: Priors, sizes: Tensor) -> Detections:
+        """Detections, or proposals of an RPN, of raw outputs."""
+        scores = self.criterion.class_loss.scores
+        return self.postprocess(predictions, priors, sizes, self.coder, scores)
+
+
+def _by_prior(output: Tensor, size: int) -> Tensor:
+    """`(B, K * size, H, W)` to `(B, H * W * K, size)`."""
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, size)

@@ -1,0 +1,90 @@
+"""From raw outputs of a dense head to detections: choose, decode, suppress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...ops.boxes import clip
+from ...ops.nms import nms
+from ...structures import DensePredictions, Detections, Priors
+from ..protocols import Coder
+from ..targets import gather_slots
+
+
+@dataclass(frozen=True)
+class DensePostprocess:
+    """The best candidates of each level, decoded, clipped, and freed of duplicates.
+
+    Args:
+        score_threshold: lower scores are dropped; None keeps all.
+        candidates: the best this many (prior, class) pairs of a level are decoded.
+        nms_iou: of two boxes of one group that overlap more than this, the lower score is dropped.
+        nms_groups: boxes compete within their class, or within their level (RPN).
+        max_detections: slots an image.
+        min_side: boxes must be wider and higher than this, px.
+        quality_power: scores are (class * quality) ** this; 0.5 is the geometric mean.
+        rank_with_quality: the quality takes part already in threshold and ranking.
+    """
+
+    score_threshold: float | None = 0.05
+    candidates: int = 1000
+    nms_iou: float = 0.5
+    nms_groups: Literal["class", "level"] = "class"
+    max_detections: int = 100
+    min_side: float = 0.0
+    quality_power: float = 1.0
+    rank_with_quality: bool = False
+
+    def __call__(
+        self,
+        predictions: DensePredictions,
+        priors: Priors,
+        sizes: Tensor,
+        coder: Coder,
+        to_scores: Callable[[Tensor], Tensor],
+    ) -> Detections:
+        """Detections `(B, max_detections)` on images of `sizes` `(B, 2)`."""
+        chosen = []
+        start = 0
+        for level, count in enumerate(priors.num_per_level):
+            place = slice(start, start + count)
+            chosen.append(self._choose(predictions, place, level, to_scores))
+            start += count
+        prior, score, label, group, valid = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
+        codes = gather_slots(predictions.codes, prior)
+        boxes = coder.decode(codes, priors.boxes[prior], priors.strides[prior])
+        boxes = clip(boxes, sizes)
+        valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > self.min_side).all(-1)
+        index, keep = nms(boxes, score, group, valid, self.nms_iou, self.max_detections)
+        return Detections(
+            gather_slots(boxes, index) * keep[..., None],
+            gather_slots(score, index) * keep,
+            gather_slots(label, index) * keep,
+            keep,
+        )
+
+    def _choose(
+        self, predictions: DensePredictions, place: slice, level: int, to_scores: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Prior, score, label, group and validity `(B, k)` of a level's best candidates."""
+        scores = to_scores(predictions.class_logits[:, place])  # (B, a, C)
+        quality = predictions.quality_logits
+        quality = None if quality is None else quality[:, place].float().sigmoid()
+        if quality is not None and self.rank_with_quality:
+            scores = (scores * quality[..., None]).pow(self.quality_power)
+        num_classes = scores.shape[-1]
+        pairs = scores.flatten(1)
+        score, pair = pairs.topk(min(self.candidates, pairs.shape[1]), dim=1)
+        valid = torch.ones_like(pair, dtype=torch.bool)
+        if self.score_threshold is not None:
+            valid = score > self.score_threshold
+        prior, label = pair // num_classes, pair % num_classes
+        if quality is not None and not self.rank_with_quality:
+            score = (score * quality.gather(1, prior)).pow(self.quality_power)
+        group = label if self.nms_groups == "class" else torch.full_like(label, level)
+        return prior + place.start, score, label, group, valid

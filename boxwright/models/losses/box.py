@@ -1,0 +1,66 @@
+"""Losses on decoded boxes, one value a box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...ops.boxes import giou, iou, to_cxcywh
+
+
+@dataclass(frozen=True)
+class IoULoss:
+    """`-log(IoU)` (UnitBox, arXiv:1608.01471, Sec. 3) or `1 - IoU`.
+
+    Args:
+        mode: "log" or "linear".
+        eps: the IoU is held above this, so that the logarithm is finite.
+    """
+
+    weight: float = 1.0
+    mode: Literal["log", "linear"] = "log"
+    eps: float = 1e-6
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
+        overlap = iou(boxes, targets).clamp(min=self.eps)
+        return (1 - overlap if self.mode == "linear" else -overlap.log()) * self.weight
+
+
+@dataclass(frozen=True)
+class GIoULoss:
+    """`1 - GIoU` (arXiv:1902.09630, Alg. 1)."""
+
+    weight: float = 1.0
+    eps: float = 1e-7
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
+        return (1 - giou(boxes, targets, eps=self.eps)) * self.weight
+
+
+@dataclass(frozen=True)
+class BoundedIoULoss:
+    """Smooth L1 of upper bounds of the IoU in each coordinate (arXiv:1711.00164, Eq. 6-10).
+
+    Args:
+        beta: where the smooth L1 turns linear.
+    """
+
+    weight: float = 1.0
+    beta: float = 0.2
+    eps: float = 1e-3
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`, summed over the coordinates."""
+        centre, size = to_cxcywh(boxes.float()).split(2, dim=-1)
+        target_centre, target_size = to_cxcywh(targets.detach()).split(2, dim=-1)
+        shift = (centre - target_centre).abs()
+        of_shift = 1 - ((target_size - 2 * shift) / (target_size + 2 * shift + self.eps)).clamp(min=0)
+        ratio = torch.minimum(target_size / (size + self.eps), size / (target_size + self.eps))
+        bound = torch.cat((of_shift, 1 - ratio), dim=-1)
+        smooth = torch.where(bound < self.beta, 0.5 * bound * bound / self.beta, bound - 0.5 * self.beta)
+        return smooth.sum(-1) * self.weight

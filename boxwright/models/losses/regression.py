@@ -1,0 +1,51 @@
+"""Losses on box codes, one value for each number of a code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SmoothL1:
+    """Quadratic below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, Eq. 3); L1 where `beta` is 0."""
+
+    beta: float = 1.0
+    weight: float = 1.0
+
+    def __call__(self, codes: Tensor, targets: Tensor) -> Tensor:
+        """Codes and targets `(..., 4)` to losses `(..., 4)`."""
+        distance = (codes.float() - targets).abs()
+        if self.beta > 0:
+            quadratic = 0.5 * distance * distance / self.beta
+            distance = torch.where(distance < self.beta, quadratic, distance - 0.5 * self.beta)
+        return distance * self.weight
+
+
+@dataclass(frozen=True)
+class BalancedL1:
+    """Balanced L1 loss: more gradient from accurate samples (Libra R-CNN, arXiv:1904.02701, Eq. 6-9).
+
+    Args:
+        alpha: smaller gives more gradient to inliers.
+        gamma: upper bound of the gradient.
+        beta: distance at which inliers end.
+    """
+
+    alpha: float = 0.5
+    gamma: float = 1.5
+    beta: float = 1.0
+    weight: float = 1.0
+
+    def __call__(self, codes: Tensor, targets: Tensor) -> Tensor:
+        """Codes and targets `(..., 4)` to losses `(..., 4)`."""
+        distance = (codes.float() - targets).abs()
+        b = math.exp(self.gamma / self.alpha) - 1
+        inlier = (
+            self.alpha / b * (b * distance + 1) * (b * distance / self.beta + 1).log() - self.alpha * distance
+        )
+        outlier = self.gamma * distance + self.gamma / b - self.alpha * self.beta
+        return torch.where(distance < self.beta, inlier, outlier) * self.weight

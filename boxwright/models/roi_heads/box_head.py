@@ -1,0 +1,146 @@
+"""The second stage's box head, from pooled features to classes and codes (arXiv:1504.08083)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from ...ops.roi_align import assign_levels, roi_align
+from ...structures import FeatureSpec
+from ..layers.conv import ConvNorm
+from ..protocols import Coder
+from ..targets import Filled
+from .criterion import RoICriterion
+from .postprocess import RoIPostprocess
+
+
+@dataclass(frozen=True)
+class RoIPredictions:
+    """Raw outputs for R regions of B images.
+
+    Args:
+        class_logits: `(B, R, columns)`; how many columns, the class loss says.
+        codes: `(B, R, C, 4)`, or `(B, R, 1, 4)` where all classes share one code.
+    """
+
+    class_logits: Tensor
+    codes: Tensor
+
+    def codes_of(self, labels: Tensor) -> Tensor:
+        """`(B, R, 4)` codes of one label a region, `(B, R)`."""
+        if self.codes.shape[2] == 1:
+            return self.codes[:, :, 0]
+        return self.codes.gather(2, labels[..., None, None].expand(*labels.shape, 1, 4))[:, :, 0]
+
+
+@dataclass(frozen=True)
+class RoIExtractor:
+    """RoIAlign (arXiv:1703.06870, Sec. 3) from the level that fits each region (arXiv:1612.03144, Eq. 1).
+
+    Args:
+        size: side of the pooled features.
+        levels: how many levels, from the finest, regions are pooled from.
+        sampling_ratio: points along each side of a bin; 0 for one a feature pixel.
+        finest_scale: regions of less than twice this side are pooled from the finest level, px.
+        level_eps: guards the logarithm's rounding.
+        aligned: shift by half a pixel; False only for weights that were trained without.
+    """
+
+    size: int = 7
+    levels: int = 4
+    sampling_ratio: int = 0
+    finest_scale: float = 56.0
+    level_eps: float = 1e-6
+    aligned: bool = True
+
+    def __call__(
+        self, features: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, valid: Tensor
+    ) -> Tensor:
+        """`(B, R, channels, size, size)` for boxes `(B, R, 4)`; zero in empty slots."""
+        level = assign_levels(boxes, valid, self.levels, self.finest_scale, self.level_eps)
+        finest = list(features[: self.levels])
+        return roi_align(
+            finest, boxes, level, list(strides[: self.levels]), self.size, self.sampling_ratio, self.aligned
+        )
+
+
+class TwoFC(nn.Sequential):
+    """Two fully connected layers (Faster R-CNN with FPN, arXiv:1612.03144, Sec. 4.2)."""
+
+    def __init__(self, channels: int, size: int, width: int = 1024) -> None:
+        layers = nn.Linear(channels * size * size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        super().__init__(nn.Flatten(), *layers)
+        self.out_features = width
+
+
+class FourConvOneFC(nn.Sequential):
+    """Four convolutions and one fully connected layer (GN, arXiv:1803.08494, Sec. 4.2)."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        width: int = 1024,
+        conv_width: int = 256,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        widths = [channels] + [conv_width] * 4
+        convs = [ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(widths)]
+        super().__init__(*convs, nn.Flatten(), nn.Linear(conv_width * size * size, width), nn.ReLU())
+        self.out_features = width
+
+
+class BoxHead(nn.Module):
+    """One stage: it pools, classifies and regresses regions, and carries how it is trained and read.
+
+    Args:
+        in_specs: feature levels.
+        num_classes: C, without background.
+        extractor: how regions are pooled.
+        trunk: layers between pooling and predictors, called with channels and side; has `out_features`.
+        coder: what a box is regressed as.
+        criterion: how the stage is trained.
+        postprocess: how detections are made of the outputs.
+        class_agnostic: one box code for all classes.
+    """
+
+    def __init__(
+        self,
+        in_specs: Sequence[FeatureSpec],
+        *,
+        num_classes: int,
+        coder: Coder,
+        criterion: RoICriterion,
+        postprocess: RoIPostprocess,
+        extractor: RoIExtractor = RoIExtractor(),
+        trunk: Callable[[int, int], nn.Module] = TwoFC,
+        class_agnostic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(spec.stride for spec in in_specs)
+        self.num_classes, self.extractor, self.coder = num_classes, extractor, coder
+        self.criterion, self.postprocess = criterion, postprocess
+        self.trunk = trunk(in_specs[0].channels, extractor.size)
+        width: int = self.trunk.out_features  # pyright: ignore[reportAssignmentType]
+        self.class_predictor = nn.Linear(width, criterion.class_loss.columns(num_classes))
+        self.box_predictor = nn.Linear(width, (1 if class_agnostic else num_classes) * coder.size)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.class_predictor.weight, std=0.01)
+        nn.init.normal_(self.box_predictor.weight, std=0.001)
+        nn.init.zeros_(self.class_predictor.bias)
+        nn.init.zeros_(self.box_predictor.bias)
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> RoIPredictions:
+        """Raw outputs for boxes `(B, R, 4)`; zero where not `valid (B, R)`."""
+        filled = Filled.of(valid)
+        pooled = self.extractor(features, self.strides, boxes, valid)
+        hidden = self.trunk(filled.drop(pooled))
+        logits, codes = self.class_predictor(hidden).float(), self.box_predictor(hidden).float()
+        codes = codes.unflatten(-1, (-1, self.coder.size))
+        return RoIPredictions(filled.restore(logits), filled.restore(codes))

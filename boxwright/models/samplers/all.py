@@ -1,0 +1,18 @@
+"""Train every prior that is not ignored (RetinaNet and other heads with a balanced loss)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...structures import Assignment
+from ..targets import Sample
+
+
+@dataclass(frozen=True)
+class AllSampler:
+    """Every prior, in its own slot."""
+
+    def __call__(self, assignment: Assignment) -> Sample:
+        """Sample with S = A."""
+        a = assignment
+        return Sample(None, a.gt_index, a.positive, a.negative, a.score)
