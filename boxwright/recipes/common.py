@@ -1,0 +1,181 @@
+"""Descriptions that recipes share: data, schedules and parts that several papers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import fiddle as fdl
+from fiddle import Config, Partial
+
+from ..config import Norm, NumClasses, Pretrained
+from ..data import folder
+from ..data.canvas import Canvas
+from ..data.transforms import HorizontalFlip, Resize
+from ..engine.optim import sgd
+from ..engine.schedule import CosineSchedule, StepSchedule
+from ..models.assigners import MaxIoUAssigner
+from ..models.backbones.resnet import ResNet
+from ..models.backbones.timm import TimmBackbone
+from ..models.coders import DeltaCoder
+from ..models.dense_heads import DenseCriterion, DenseHead, DensePostprocess, Samples
+from ..models.losses import BinaryCrossEntropy, CrossEntropy, SmoothL1
+from ..models.necks.fpn import FPN
+from ..models.priors import Anchors, TrainableArea
+from ..models.roi_heads import BoxHead, RoICriterion, RoIExtractor, RoIHeads, RoIPostprocess
+from ..models.samplers import RandomSampler
+from .experiment import Experiment
+
+COCO_CLASSES = 80
+
+
+def with_tag(config: Any, argument: str, tag: type[fdl.Tag]) -> Any:
+    """The same description, one argument tagged, so that `set_tagged` finds it."""
+    fdl.add_tag(config, argument, tag)
+    return config
+
+
+def resnet(depth: int = 50, **arguments: Any) -> Config[ResNet]:
+    """ResNet from ImageNet weights: stem and first stage frozen, norms' statistics kept."""
+    config = Config(ResNet, depth=depth, weights="torchvision", **arguments)
+    return with_tag(with_tag(config, "weights", Pretrained), "norm", Norm)
+
+
+def resnext(recipe: Config[Experiment], groups: int, depth: int = 101, width: int = 4) -> Config[Experiment]:
+    """Exchange a recipe's ResNet for a ResNeXt (arXiv:1611.05431, Sec. 3.3) of that many groups."""
+    backbone = recipe.model.backbone
+    backbone.depth, backbone.groups, backbone.width_per_group = depth, groups, width
+    return recipe
+
+
+def mobilenet_v2(first_stride: int = 8) -> Config[TimmBackbone]:
+    """Timm's MobileNetV2 1.0 (arXiv:1801.04381) from ImageNet weights, from a stride to 32.
+
+    Its norms keep their statistics, which small batches would spoil, and train scale and shift.
+    """
+    config = Config(TimmBackbone, "mobilenetv2_100", min_stride=first_stride, weights="timm", norm_eval=True)
+    return with_tag(config, "weights", Pretrained)
+
+
+def rpn_head(
+    *, scales: tuple[float, ...] = (8.0,), channels: int = 256, after_nms: int = 1000, positives: int = 256
+) -> fdl.Partial[DenseHead]:
+    """Region proposal network (Faster R-CNN, arXiv:1506.01497, Sec. 3.1; with FPN, arXiv:1612.03144)."""
+    return Partial(
+        DenseHead,
+        num_classes=1,
+        priors=Config(Anchors, scales=scales),
+        coder=Config(DeltaCoder),
+        criterion=Config(
+            DenseCriterion,
+            assigner=Config(
+                MaxIoUAssigner,
+                positive_iou=0.7,
+                negative_iou=0.3,
+                min_positive_iou=0.3,
+                match_low_quality=True,
+            ),
+            sampler=Config(RandomSampler, number=positives, positive_share=0.5),
+            class_loss=Config(BinaryCrossEntropy),
+            code_loss=Config(SmoothL1, beta=0.0),
+            divisor=Config(Samples),
+            area=Config(TrainableArea),
+        ),
+        postprocess=proposals(1000, after_nms),
+        channels=channels,
+        stem_convs=1,
+        tower_convs=0,
+        predictor_kernel=1,
+        class_prior=None,
+    )
+
+
+def proposals(before_nms: int, after_nms: int) -> Config[DensePostprocess]:
+    """The best boxes of each level, freed of duplicates at IoU 0.7 within the level."""
+    return Config(
+        DensePostprocess,
+        score_threshold=None,
+        candidates=before_nms,
+        nms_iou=0.7,
+        nms_groups="level",
+        max_detections=after_nms,
+    )
+
+
+def box_head(
+    *, positive_iou: float = 0.5, samples: int = 512, trunk: Any = None, levels: int = 4
+) -> fdl.Partial[BoxHead]:
+    """Fast R-CNN's head (arXiv:1504.08083) with the two layers of FPN (arXiv:1612.03144, Sec. 4.2)."""
+    head = Partial(
+        BoxHead,
+        num_classes=COCO_CLASSES,
+        coder=Config(DeltaCoder, stds=(0.1, 0.1, 0.2, 0.2)),
+        criterion=Config(
+            RoICriterion,
+            assigner=Config(MaxIoUAssigner, positive_iou=positive_iou, negative_iou=positive_iou),
+            sampler=Config(RandomSampler, number=samples, positive_share=0.25),
+            class_loss=Config(CrossEntropy),
+            code_loss=Config(SmoothL1, beta=0.0),
+        ),
+        postprocess=Config(RoIPostprocess),
+        extractor=Config(RoIExtractor, levels=levels),
+    )
+    if trunk is not None:
+        head.trunk = trunk
+    return with_tag(head, "num_classes", NumClasses)
+
+
+def roi_heads(*stages: fdl.Partial[BoxHead], mask: Any = None) -> fdl.Partial[RoIHeads]:
+    """Box stages and, if wanted, a mask head."""
+    return Partial(RoIHeads, stages=list(stages), mask=mask)
+
+
+def fpn(
+    start_level: int = 0, extra: str = "pool", channels: int = 256, outs: int = 5, **more: Any
+) -> fdl.Partial[FPN]:
+    """Feature pyramid network (arXiv:1612.03144)."""
+    return Partial(FPN, out_channels=channels, start_level=start_level, num_outs=outs, extra=extra, **more)
+
+
+def schedule_1x(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -> Config[Experiment]:
+    """The field's "1x" on COCO: 12 epochs of 16 images at 800 x 1333, learning rate / 10 after 8 and 11."""
+    return Config(
+        Experiment,
+        model=model,
+        data=Config(folder),
+        train_transforms=[Config(Resize, short=800, long=1333), Config(HorizontalFlip)],
+        eval_transforms=[Config(Resize, short=800, long=1333)],
+        canvas=Config(Canvas, shapes=((800, 1344), (1344, 800), (1344, 1344))),
+        batch_size=16,
+        base_batch_size=16,
+        optimizer=Partial(sgd, lr=lr, momentum=0.9, weight_decay=1e-4),
+        schedule=Config(StepSchedule, milestones=(8, 11)),
+        epochs=12,
+        metrics=tuple(metrics),
+    )
+
+
+def schedule_2x(recipe: Config[Experiment]) -> Config[Experiment]:
+    """Twice as long: 24 epochs, learning rate / 10 after 16 and 22."""
+    recipe.epochs = 24
+    recipe.schedule.milestones = (16, 22)
+    return recipe
+
+
+def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -> Config[Experiment]:
+    """A training for two CPU cores: images of at most 320 pixels, 8 a step, a cosine schedule."""
+    return Config(
+        Experiment,
+        model=model,
+        data=Config(folder),
+        train_transforms=[Config(Resize, short=320, long=320), Config(HorizontalFlip)],
+        eval_transforms=[Config(Resize, short=320, long=320)],
+        canvas=Config(Canvas, shapes=((256, 320), (320, 256), (320, 320))),
+        batch_size=8,
+        base_batch_size=8,
+        optimizer=Partial(sgd, lr=lr, momentum=0.9, weight_decay=1e-4, norm_decay=0.0),
+        schedule=Config(CosineSchedule, warmup=100),
+        epochs=30,
+        clip_norm=10.0,
+        metrics=tuple(metrics),
+    )

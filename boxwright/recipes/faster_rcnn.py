@@ -1,0 +1,68 @@
+"""Faster R-CNN (Ren et al., arXiv:1506.01497) with a feature pyramid (Lin et al., arXiv:1612.03144).
+
+The paper adds the region proposal network, which here is a dense head of one class whose detections are the
+proposals (`common.rpn_head`), and shares its features with Fast R-CNN's head (`models/roi_heads`).
+"""
+
+from __future__ import annotations
+
+from fiddle import Config, Partial
+
+from ..models.detectors import TwoStageDetector
+from ..models.roi_heads import TwoFC
+from . import common
+from .experiment import Experiment
+
+
+def faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
+    """Faster R-CNN, ResNet-50 and FPN, 12 epochs on COCO (learning rate 0.02)."""
+    model = Config(
+        TwoStageDetector,
+        backbone=common.resnet(50),
+        neck=common.fpn(),
+        rpn=common.rpn_head(),
+        roi=common.roi_heads(common.box_head()),
+        train_proposals=common.proposals(2000, 1000),
+    )
+    return common.schedule_1x(model, lr=0.02)
+
+
+def faster_rcnn_r50_fpn_2x() -> Config[Experiment]:
+    """Faster R-CNN, ResNet-50 and FPN, 24 epochs on COCO."""
+    return common.schedule_2x(faster_rcnn_r50_fpn_1x())
+
+
+def faster_rcnn_r101_fpn_1x() -> Config[Experiment]:
+    """Faster R-CNN, ResNet-101 and FPN, 12 epochs on COCO."""
+    recipe = faster_rcnn_r50_fpn_1x()
+    recipe.model.backbone.depth = 101
+    return recipe
+
+
+def faster_rcnn_x101_32x4d_fpn_1x() -> Config[Experiment]:
+    """Faster R-CNN, ResNeXt-101 32x4d and FPN, 12 epochs on COCO."""
+    return common.resnext(faster_rcnn_r50_fpn_1x(), groups=32)
+
+
+def faster_rcnn_x101_64x4d_fpn_1x() -> Config[Experiment]:
+    """Faster R-CNN, ResNeXt-101 64x4d and FPN, 12 epochs on COCO."""
+    return common.resnext(faster_rcnn_r50_fpn_1x(), groups=64)
+
+
+def mobilenet_model() -> Config[TwoStageDetector]:
+    """The detector of `faster_rcnn_mnv2_320`."""
+    box = common.box_head(samples=128, levels=3, trunk=Partial(TwoFC, width=512))
+    box.extractor.finest_scale = 28.0  # the finest level has stride 8, and objects are small at 320 pixels
+    return Config(
+        TwoStageDetector,
+        backbone=common.mobilenet_v2(first_stride=8),
+        neck=common.fpn(channels=128, outs=4),
+        rpn=common.rpn_head(scales=(4.0,), channels=128, after_nms=300),
+        roi=common.roi_heads(box),
+        train_proposals=common.proposals(500, 300),
+    )
+
+
+def faster_rcnn_mnv2_320() -> Config[Experiment]:
+    """Faster R-CNN with MobileNetV2 at 320 pixels, for two CPU cores."""
+    return common.small_320(mobilenet_model(), lr=0.02)
