@@ -9,32 +9,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .folder import Data as Data
-    from .folder import folder as folder
+    from .browse import contact_sheets as contact_sheets
+    from .canvas import Canvas as Canvas
+    from .checks import CheckReport as CheckReport
+    from .checks import check as check
+    from .conversion import convert as convert
+    from .dataset import Data as Data
+    from .dataset import folder as folder
     from .images import decode_image as decode_image
     from .images import image_size as image_size
+    from .loader import Loader as Loader
     from .masks import to_bitmap as to_bitmap
+    from .stats import statistics as statistics
     from .table import Record as Record
     from .table import Table as Table
 
+# No name here is that of a submodule: importing that would put the module in the name's place.
 _WHERE = {
-    "Data": "folder",
-    "folder": "folder",
+    "Canvas": "canvas",
+    "CheckReport": "checks",
+    "Data": "dataset",
+    "Loader": "loader",
     "decode_image": "images",
     "image_size": "images",
     "to_bitmap": "masks",
     "Record": "table",
     "Table": "table",
+    "check": "checks",
+    "contact_sheets": "browse",
+    "convert": "conversion",
+    "folder": "dataset",
+    "statistics": "stats",
 }
-__all__ = ["Data", "Record", "Table", "decode_image", "folder", "image_size", "to_bitmap"]
+__all__ = [
+    "Canvas",
+    "CheckReport",
+    "Data",
+    "Loader",
+    "Record",
+    "Table",
+    "check",
+    "contact_sheets",
+    "convert",
+    "decode_image",
+    "folder",
+    "image_size",
+    "statistics",
+    "to_bitmap",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-    globals()[name] = value  # the module `folder` must not hide the function of that name
-    return value
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:

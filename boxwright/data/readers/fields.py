@@ -268,7 +268,7 @@ def relative(path: Path, source: Source) -> str:
 
 
 def choose_dir(source: Source, names: list[str]) -> tuple[Path, bool]:
-    """Of the folders in which images may lie, the one with most of the first names; and whether any has one."""
+    """The folder, of those where images may lie, with most of the first names; and whether any has one."""
     sample = [name.replace("\\", "/") for name in names[:20] if "\0" not in name]
 
     def hits(folder: Path) -> int:

@@ -224,6 +224,6 @@ def _nothing_found(base: Path, format: str | None, explicit: dict[str, str]) -> 
     asked = "".join(f" {split}={value!r}" for split, value in explicit.items())
     return (
         f"{base}: no annotations found{' for' + asked if asked else ''}. Looked for:\n{looked}\n"
-        f"It holds: {there or 'nothing'}.\nSay where they are with format=, annotations=, images=, train=, val= "
-        "or test= (paths relative to the folder)"
+        f"It holds: {there or 'nothing'}.\nSay where they are with format=, annotations=, images=, train=, "
+        "val= or test= (paths relative to the folder)"
     )
