@@ -126,8 +126,10 @@ def crop(sample: Sample, window: tuple[int, int, int, int], keep: Tensor) -> Sam
     cut &= (drawn_in[:, 2:] - drawn_in[:, :2] >= 1).all(1, keepdim=True)
     out["boxes"] = as_boxes(torch.where(cut, drawn_in, boxes), size)
     # A bitmap can be empty before: an ignore region without a mask, an object thinner than a pixel.
-    vanished = empty & before["masks"].as_subclass(Tensor).flatten(1).any(1) if bool(empty.any()) else empty
-    return select(out, ~vanished | out["ignore"])
+    if bool(empty.any()):
+        vanished = empty & before["masks"].as_subclass(Tensor).flatten(1).bool().any(1)
+        return select(out, ~vanished | out["ignore"])
+    return out
 
 
 def remains(boxes: Tensor, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
