@@ -53,11 +53,16 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
         super().__init__()
         out_channels = planes * self.expansion
+        self.build_branch(in_channels, planes, stride, style)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = _shortcut(in_channels, out_channels, stride, style)
         self.plugin = None if style.plugin is None else style.plugin(out_channels)
+
+    def build_branch(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
+        """Make the layers of the branch."""
+        raise NotImplementedError(f"{type(self).__name__} has to define `build_branch`")
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before plugin and sum."""
@@ -76,8 +81,8 @@ class BasicBlock(Block):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
-        super().__init__(in_channels, planes, stride, style)
+    def build_branch(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
+        """Make the layers of the branch."""
         d = style.dilation
         self.conv1 = style.conv3x3(in_channels, planes, 3, stride=stride, padding=d, dilation=d, bias=False)
         self.bn1 = style.norm(planes)
@@ -94,8 +99,8 @@ class Bottleneck(Block):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
-        super().__init__(in_channels, planes, stride, style)
+    def build_branch(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
+        """Make the layers of the branch."""
         width = planes * style.width_per_group // 64 * style.groups
         first, second = (stride, 1) if style.stride_on_first else (1, stride)
         d = style.dilation

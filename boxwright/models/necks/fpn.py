@@ -128,5 +128,5 @@ def _check(
     if relu_before_extra and (extra in (None, "pool") or num_outs < used + 2):
         raise ConfigError("relu_before_extra has no effect without two extra convolutions; leave it out")
     for fine, coarse in zip(in_specs[start_level:], in_specs[start_level + 1 :], strict=False):
-        if coarse.stride <= fine.stride:
+        if coarse.stride < fine.stride:  # equal ones are fine: stages of MobileNetV3 have them
             raise ConfigError(f"levels go from fine to coarse; stride {coarse.stride} follows {fine.stride}")
