@@ -97,7 +97,7 @@ def test_module_has_a_docstring_and_imports_only_the_base(path: Path) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Which of the heavy and optional modules a fresh interpreter has after a statement, connections refused."""
+    """Which of the heavy and optional modules a fresh interpreter has after a statement, with no network."""
     code = f"""
 import json, socket, sys
 def refuse(*args, **kwargs): raise AssertionError("this import opens a connection")
