@@ -1,3 +1,98 @@
-"""Boxwright: object detection and instance segmentation for PyTorch."""
+"""Boxwright: object detection and instance segmentation for PyTorch.
+
+    import boxwright as bw
+
+    experiment = bw.recipe("faster_rcnn_r50_fpn_1x")
+    experiment.data = bw.data.folder("datasets/bccd")
+    run = bw.train(experiment, out="runs/bccd")
+    print(bw.evaluate(run))
+    detector = bw.load("runs/bccd")
+    bw.show(detector("photo.jpg"))
+
+Names are imported on first use: `import boxwright` itself loads nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import config as config
+    from . import data as data
+    from . import engine as engine
+    from . import evaluation as evaluation
+    from . import interop as interop
+    from . import models as models
+    from . import ops as ops
+    from .api import Run as Run
+    from .api import build as build
+    from .api import evaluate as evaluate
+    from .api import load as load
+    from .api import show as show
+    from .api import train as train
+    from .errors import BoxwrightError as BoxwrightError
+    from .inference import Detector as Detector
+    from .inference import ImageDetections as ImageDetections
+    from .labels import LabelMap as LabelMap
+    from .metrics import Metrics as Metrics
+    from .recipes import recipe as recipe
+    from .recipes import recipes as recipes
+    from .recipes.experiment import Experiment as Experiment
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "BoxwrightError": "errors",
+    "Detector": "inference",
+    "Experiment": "recipes.experiment",
+    "ImageDetections": "inference",
+    "LabelMap": "labels",
+    "Metrics": "metrics",
+    "Run": "api",
+    "build": "api",
+    "evaluate": "api",
+    "load": "api",
+    "recipe": "recipes",
+    "show": "api",
+    "train": "api",
+}
+_MODULES = ("config", "data", "engine", "evaluation", "interop", "models", "ops")
+
+__all__ = [
+    "BoxwrightError",
+    "Detector",
+    "Experiment",
+    "ImageDetections",
+    "LabelMap",
+    "Metrics",
+    "Run",
+    "build",
+    "config",
+    "data",
+    "engine",
+    "evaluate",
+    "evaluation",
+    "interop",
+    "load",
+    "models",
+    "ops",
+    "recipe",
+    "recipes",
+    "show",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "recipes" or name in _MODULES:  # the package `recipes` is callable: it lists the recipes
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,8 +5,8 @@ everywhere, `flatten`, `history` and `diff` show what a configuration says, `to_
 it beside the checkpoints, and `build` makes the objects.
 """
 
-from .describe import Call, diff, flatten, history
-from .files import build, from_json, to_json
+from .describe import Call, diff, flatten, history, shown
+from .files import build, clone, from_json, to_json
 from .overrides import apply_overrides, set_tagged
 from .tags import Norm, NumClasses, Pretrained
 
@@ -17,10 +17,12 @@ __all__ = [
     "Pretrained",
     "apply_overrides",
     "build",
+    "clone",
     "diff",
     "flatten",
     "from_json",
     "history",
     "set_tagged",
+    "shown",
     "to_json",
 ]

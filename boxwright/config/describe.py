@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,6 +41,19 @@ def callable_name(target: Any) -> str:
     module = getattr(target, "__module__", None)
     name = getattr(target, "__qualname__", None) or repr(target)
     return f"{module}.{name}" if module not in (None, "builtins") else name
+
+
+def shown(value: Any) -> str:
+    """A value as text that is the same in every process: classes and functions by name, not by address."""
+    if isinstance(value, functools.partial):
+        given = [shown(v) for v in value.args] + [f"{k}={shown(v)}" for k, v in value.keywords.items()]
+        return f"partial({', '.join([callable_name(value.func), *given])})"
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return callable_name(value)
+    if isinstance(value, list | tuple):
+        inside = ", ".join(shown(item) for item in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 def parameters(node: fdl.Buildable) -> dict[str, inspect.Parameter]:
@@ -162,10 +177,10 @@ def diff(first: fdl.Buildable, second: fdl.Buildable) -> str:
     lines = []
     for path in dict.fromkeys([*before, *after]):
         old, new = before.get(path, MISSING), after.get(path, MISSING)
-        if repr(old) == repr(new):
+        if shown(old) == shown(new):
             continue
-        lines += [f"- {path} = {old!r}"] if old is not MISSING else []
-        lines += [f"+ {path} = {new!r}"] if new is not MISSING else []
+        lines += [f"- {path} = {shown(old)}"] if old is not MISSING else []
+        lines += [f"+ {path} = {shown(new)}"] if new is not MISSING else []
     return "\n".join(lines)
 
 

@@ -16,12 +16,16 @@ from fiddle import daglish
 from fiddle.experimental import serialization
 
 from ..errors import BoxwrightError, ConfigError
+from .describe import holds_calls
 
 ALLOWED = (
     "boxwright.config",
-    "boxwright.data",
-    "boxwright.engine",
-    "boxwright.evaluation",
+    "boxwright.data.canvas",
+    "boxwright.data.dataset",
+    "boxwright.data.transforms",
+    "boxwright.engine.hooks",
+    "boxwright.engine.optim",
+    "boxwright.engine.schedule",
     "boxwright.labels",
     "boxwright.models",
     "boxwright.recipes.experiment",
@@ -104,6 +108,15 @@ def describe_values(config: fdl.Buildable) -> fdl.Buildable:
     return daglish.MemoizedTraversal.run(convert, config)
 
 
+def clone(config: fdl.Buildable) -> Any:
+    """A copy of the description, to change without touching the original; ready values in it are shared."""
+
+    def copied(value: Any, state: daglish.State) -> Any:
+        return state.map_children(value) if state.is_traversable(value) else value
+
+    return daglish.MemoizedTraversal.run(copied, config)
+
+
 def build(config: Any) -> Any:
     """Make the objects that a configuration describes.
 
@@ -115,6 +128,8 @@ def build(config: Any) -> Any:
             constructor said, and the original error is its cause.
         BoxwrightError: what a constructor raised of this family, with the path as a note.
     """
+    if not holds_calls(config):
+        return config  # ready values only, such as a list of built transforms
     try:
         return fdl.build(config)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Recipes: functions that return the `fiddle.Config` of an `Experiment`. Their names are listed here, once."""
+"""Recipes: functions that return the `fiddle.Config` of an `Experiment`, listed here by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -58,8 +59,8 @@ def recipe(name: str) -> Config[Experiment]:
     """A fresh, editable description of an experiment.
 
     Args:
-        name: a name that `recipes()` lists, or `path/to/file.py:function` for a recipe of your own. The file is
-            run as Python code.
+        name: a name that `recipes()` lists, or `path/to/file.py:function` for a recipe of your own. The
+            file is run as Python code.
 
     Raises:
         ConfigError: there is no such recipe (the nearest names are given), or the function does not return a
@@ -90,7 +91,8 @@ def _from_file(path: Path, function: str) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a recipe of your own is given as file.py:function")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     loaded = sys.modules.get(path.stem)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
         raise ConfigError(
@@ -109,3 +111,14 @@ def _from_file(path: Path, function: str) -> Recipe:
         ]
         raise ConfigError(f"{path} has no function {function!r}; it has: {', '.join(functions) or 'none'}")
     return getattr(module, function)
+
+
+class _Recipes(ModuleType):
+    """This package, callable: `boxwright.recipes` is a package to Python and a question to a user."""
+
+    def __call__(self) -> dict[str, str]:
+        """The same as `recipes.recipes()`."""
+        return recipes()
+
+
+sys.modules[__name__].__class__ = _Recipes

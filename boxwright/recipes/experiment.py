@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from ..data import Canvas, Data
+    from ..data import Data
+    from ..data.canvas import Canvas
     from ..engine.schedule import Schedule
     from ..engine.state import Hook
 

@@ -1,0 +1,187 @@
+"""From the description of an experiment to the parts of a run: data, loaders, optimiser, hooks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import torch
+
+from . import distributed
+from .config import NumClasses, Pretrained, build, clone, from_json, set_tagged
+from .data import Data, Table, folder
+from .data.loader import Loader
+from .engine.checkpoint import steps
+from .engine.hooks import default_hooks
+from .engine.messages import notify, on_main
+from .engine.optim import scale_optimizer
+from .engine.randomness import seed_all
+from .engine.state import Hook
+from .engine.validation import Validation
+from .errors import ConfigError, DataError
+from .evaluation import CocoEvaluator
+from .recipes.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Args:
+        experiment: the built experiment; its data is `data`.
+        config: the description to keep with the run, complete enough to make all of it again.
+        data: the opened data set.
+        evaluated: split of the evaluations during training, or None.
+        loader: this rank's training batches.
+        optimizer: with the learning rate scaled to the batch.
+        hooks: the usual ones and the experiment's own.
+    """
+
+    experiment: Experiment
+    config: fdl.Config[Experiment]
+    data: Data
+    evaluated: Table | None
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    hooks: tuple[Hook, ...]
+
+
+def is_experiment(config: Any) -> bool:
+    """Whether something is the description of an `Experiment`."""
+    if not isinstance(config, fdl.Buildable):
+        return False
+    target = fdl.get_callable(config)
+    return isinstance(target, type) and issubclass(target, Experiment)
+
+
+def resolve(
+    experiment: fdl.Config[Experiment] | None, out: Path, resume: bool, trust: Sequence[str] = ()
+) -> fdl.Config[Experiment]:
+    """The description to train: a copy of the given one, or what the run folder kept.
+
+    Raises:
+        ConfigError: it is no description of an experiment, or none is given and none was kept.
+    """
+    if experiment is None:
+        path = out / "config.json"
+        if not resume or not path.is_file():
+            reason = "a recipe is needed" if not resume else f"{path} does not exist, so a recipe is needed"
+            raise ConfigError(f"{reason}: pass what boxwright.recipe(...) returns")
+        experiment = from_json(path.read_text(encoding="utf-8"), trust)  # pyright: ignore[reportAssignmentType]
+    if not is_experiment(experiment):
+        what = type(experiment).__name__
+        raise ConfigError(f"expected the fiddle.Config of an Experiment that a recipe returns, not {what}")
+    return clone(experiment)  # pyright: ignore[reportArgumentType]
+
+
+def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: bool) -> Parts:
+    """Open the data, fit the model to its classes, and build everything; every rank calls it.
+
+    Args:
+        config: a description that may be changed.
+        out: run folder.
+        resume: whether weights come from a checkpoint in `out`, if there is one.
+        console: whether the run shows its progress.
+
+    Raises:
+        ConfigError: something cannot be built, or the batch cannot be shared evenly.
+        DataError: the data set cannot be opened, or lacks what training needs.
+    """
+    described = config.data if isinstance(config.data, fdl.Buildable) else None
+    data = on_main(lambda: open_data(config.data))
+    set_num_classes(config, len(data.label_map))
+    kept = clone(config)
+    kept.data = describe_data(data, described)
+    config.data = data
+    if resume and steps(out / "checkpoints"):
+        set_tagged(config, Pretrained, None)  # nothing is fetched that the checkpoint will replace
+    seed_all(config.seed)
+    made: Experiment = build(config)
+    share = share_of_batch(made.batch_size, made.accumulate)
+    masks = "segm" in made.metrics
+    evaluated = evaluation_table(data)
+    loader = Loader(
+        data.train, made.train_transforms, made.canvas, share, made.workers, made.seed, with_masks=masks
+    )
+    optimizer = made.optimizer(made.model)
+    notify(scale_optimizer(optimizer, made.batch_size, made.base_batch_size))
+    validation = None
+    if evaluated is None:
+        notify(f"{data.root} has no split val or test: nothing will be evaluated")
+    else:
+        batches = Loader(
+            evaluated, made.eval_transforms, made.canvas, share, made.workers, shuffle=False, with_masks=False
+        )
+        evaluator = CocoEvaluator(evaluated.to_coco(), data.label_map, made.metrics)
+        validation = Validation(batches, evaluator)
+    hooks = default_hooks(validation, made.evaluate_every, f"{made.metrics[0]}/AP", console=console)
+    return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *made.hooks))
+
+
+def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:
+    """A data set from what describes it: itself, a folder, or the call that opens one.
+
+    Raises:
+        ConfigError: a recipe whose data set was never named.
+        DataError: the folder is no data set.
+    """
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return folder(data)
+    if fdl.get_callable(data) is folder and "root" not in data.__arguments__:
+        raise ConfigError(
+            "the recipe does not say what to train on: set data.root=FOLDER on the command line, or "
+            'experiment.data = boxwright.data.folder("FOLDER") in Python'
+        )
+    return build(data)
+
+
+def describe_data(data: Data, described: fdl.Buildable | None) -> fdl.Buildable:
+    """The call that opens a data set again from any working directory."""
+    config = (
+        fdl.Config(folder, root=str(data.root), format=data.format) if described is None else clone(described)
+    )
+    if fdl.get_callable(config) is folder:
+        config.root = str(Path(data.root).absolute())
+    return config
+
+
+def set_num_classes(config: fdl.Buildable, count: int) -> None:
+    """Fit a model's description to a number of classes, in place.
+
+    Raises:
+        ConfigError: nothing in it carries the tag `NumClasses`.
+    """
+    if not set_tagged(config, NumClasses, count):
+        raise ConfigError(
+            "the model cannot be fitted to the classes of the data: none of its arguments carries the tag "
+            'NumClasses; mark it with fiddle.add_tag(config.model.head, "num_classes", NumClasses)'
+        )
+
+
+def share_of_batch(batch_size: int, accumulate: int) -> int:
+    """Images of one forward pass on one process.
+
+    Raises:
+        ConfigError: the batch cannot be divided among processes and accumulated passes.
+    """
+    parts = distributed.world_size() * accumulate
+    if batch_size < 1 or accumulate < 1 or batch_size % parts:
+        raise ConfigError(
+            f"batch_size={batch_size} images a step cannot be shared by {distributed.world_size()} processes "
+            f"with accumulate={accumulate}: choose a multiple of {parts}"
+        )
+    return batch_size // parts
+
+
+def evaluation_table(data: Data) -> Table | None:
+    """The split to evaluate on while training: `val`, else `test`, else None."""
+    try:
+        return data.evaluation
+    except DataError:
+        return None

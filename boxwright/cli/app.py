@@ -1,0 +1,57 @@
+"""The commands and where each lives; one file per command or group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import configure, data, demo, doctor, evaluate, predict, train
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    name="boxwright",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT,
+    add_completion=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def boxwright(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Object detection and instance segmentation: train, measure and use detectors.
+
+    Begin with `boxwright demo`, then train on your own folder:
+
+        boxwright data check datasets/bccd
+
+        boxwright train faster_rcnn_mnv2_320 data.root=datasets/bccd out=runs/bccd
+
+        boxwright predict runs/bccd photo.jpg
+
+    `--debug` after any command adds the traceback to an error message.
+    """
+
+
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("recipes")(configure.recipes)
+app.command("config")(configure.config)
+app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)

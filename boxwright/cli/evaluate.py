@@ -1,0 +1,69 @@
+"""`boxwright evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .words import only
+
+
+def evaluate(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A run folder, a checkpoint, or a COCO results file (.json).", show_default=False
+        ),
+    ],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[data=FOLDER|FILE] [split=NAME]", show_default=False)
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="bbox, segm or bbox,segm; by default what the run measures.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images of one pass.")] = 8,
+    workers: Annotated[int | None, typer.Option(help="Loader processes; by default the recipe's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and predictions.json.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
+    ] = None,
+) -> None:
+    """Measure average precision and recall the COCO way.
+
+    The best checkpoint of a run, on the run's own data:
+
+        boxwright evaluate runs/bccd
+
+    On another split or data set:
+
+        boxwright evaluate runs/bccd data=datasets/bccd split=test
+
+    A results file of any detector, against a COCO annotation file:
+
+        boxwright evaluate results.json data=instances_val2017.json
+    """
+    values = only(words or (), ("data", "split"))
+    from .. import api
+
+    measured = api.evaluate(
+        source,
+        values.get("data"),
+        values.get("split"),
+        metrics=None if metrics is None else metrics.split(","),
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        out=out,
+        trust=trust or (),
+    )
+    if as_json:
+        typer.echo(json.dumps({**measured, "per_class": dict(measured.per_class)}, indent=1))
+    else:
+        typer.echo(str(measured))

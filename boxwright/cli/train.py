@@ -1,0 +1,84 @@
+"""`boxwright train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from .words import is_assignment, take
+
+
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE out=FOLDER [data.root=FOLDER] [a.b.c=value ...]", show_default=False),
+    ],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in `out`.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not look through the data set before training.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(help="Module of your own that the `config.json` of a resumed run may name."),
+    ] = None,
+) -> None:
+    """Train a detector, evaluate it and write a report.
+
+    Every value of the recipe can be set; `boxwright config RECIPE` lists them:
+
+        boxwright train faster_rcnn_r50_fpn_1x data.root=datasets/bccd out=runs/bccd model.backbone.depth=101
+
+    Go on after an interruption (the recipe may be left out, the run folder knows it):
+
+        boxwright train out=runs/bccd --resume
+
+    On several GPUs or processes of one machine:
+
+        torchrun --nproc_per_node 2 -m boxwright train fcos_mnv2_320 data.root=datasets/bccd out=runs/bccd
+
+    A recipe of your own is given as `my_recipe.py:function`.
+    """
+    name = None if is_assignment(words[0]) else words[0]
+    own, overrides = take(words[0 if name is None else 1 :], ("out",))
+    if "out" not in own:
+        raise ConfigError("say where the run goes: out=runs/NAME")
+    out = Path(own["out"])
+    from .. import api
+    from ..config import apply_overrides, from_json
+    from ..recipes import recipe
+
+    if name is not None:
+        experiment = recipe(name)
+    elif resume and (out / "config.json").is_file():
+        experiment = from_json((out / "config.json").read_text(encoding="utf-8"), trust or ())
+    else:
+        raise ConfigError("name a recipe first; `boxwright recipes` lists them")
+    apply_overrides(experiment, overrides)
+    run = api.train(
+        experiment,  # pyright: ignore[reportArgumentType]
+        out,
+        resume,
+        device=device,
+        console=not quiet,
+        check=not no_check,
+        trust=trust or (),
+    )
+    from ..distributed import is_main
+
+    if is_main() and int(_rank()) == 0:
+        if run.metrics:
+            typer.echo(str(run.metrics))
+        typer.echo(f"run folder: {run.path}")
+
+
+def _rank() -> str:
+    import os
+
+    return os.environ.get("RANK", "0")
