@@ -197,7 +197,7 @@ def evaluate(
     if out is None and own and not isinstance(source, Detector) and is_run(source):
         out = source
     if out is not None and distributed.is_main():
-        write_evaluation(out, measured, evaluator.per_class, evaluator.results, split=table.name)
+        write_evaluation(Path(out), measured, evaluator.per_class, evaluator.results, split=table.name)
     return Metrics(measured, evaluator.per_class, table.name)
 
 
@@ -223,9 +223,9 @@ def load(
     weights, metadata = load_weights(Path(source), ema)
     if "config" not in metadata or "label_map" not in metadata:
         raise CheckpointError(
-            f"{Path(source)} holds weights without the experiment they belong to. Read are run folders, "
-            "checkpoint folders and `.safetensors` files that Boxwright wrote; a checkpoint of torchvision is "
-            "read into its own model and converted with boxwright.interop.from_torchvision(model)"
+            f"{Path(source)} holds weights without their experiment. Read are run folders, checkpoints and "
+            "`.safetensors` files that Boxwright wrote; a checkpoint of torchvision is loaded into its own "
+            "model and converted with boxwright.interop.from_torchvision(model)"
         )
     config = from_json(metadata["config"], trust)
     label_map = LabelMap.from_json(metadata["label_map"])

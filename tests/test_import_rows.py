@@ -20,7 +20,7 @@ ROWS = (
     "models.dense_heads models.roi_heads models.query_heads",
     "models.detectors engine evaluation data compress interop visualize demo_data",
     "recipes",
-    "cli serve study export api report demo inference",
+    "cli serve study export api assembly inference metrics report demo doctor",
 )
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row.split()}
 
