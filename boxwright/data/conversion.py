@@ -152,8 +152,9 @@ def _write_coco(data: Data, out: Path, images: _Images) -> None:
         content = table.to_coco()
         for entry, name in zip(content["images"], table.file_names, strict=True):
             entry["file_name"] = images.put(table.root / name, out / "images" / split)
-        for entry in content["annotations"]:
-            if entry.get("segmentation") == []:
+        masks = (mask for record in table for mask in record.masks or ()) if table.has_masks else ()
+        for entry, mask in zip(content["annotations"], masks, strict=table.has_masks):
+            if not mask:
                 del entry["segmentation"]
         _write_json(out / "annotations" / f"instances_{split}.json", content)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..errors import DataError
 from ..labels import LabelMap
-from .masks import Mask
+from .masks import Mask, compress_counts
 
 OBJECT_TYPE = pa.struct(
     [
@@ -272,7 +272,8 @@ class Table(Sequence[Record]):
     def to_coco(self) -> dict[str, Any]:
         """The table as a COCO data set: what evaluators take and the COCO writer writes.
 
-        Category ids are `label_map.source_ids`; `iscrowd` is 1 for ignore regions.
+        Category ids are `label_map.source_ids`; `iscrowd` is 1 for ignore regions. Where the split has
+        masks, an object without one gets run lengths of an empty mask: pycocotools fails on an empty list.
         """
         c, ids = self._columns, self.label_map.source_ids
         flat, names = self.objects(), self.file_names
@@ -305,7 +306,11 @@ class Table(Sequence[Record]):
             rows = range(len(c.image_id)) if self._indices is None else self._indices.tolist()
             places = (i for row in rows for i in range(c.offsets[row], c.offsets[row + 1]))
             for annotation, place, row in zip(annotations, places, flat.row.tolist(), strict=True):
-                annotation["segmentation"] = c.mask(place, heights[row], widths[row])
+                size = [heights[row], widths[row]]
+                annotation["segmentation"] = c.mask(place, *size) or {
+                    "size": size,
+                    "counts": _empty_rle(*size),
+                }
         categories = [{"id": i, "name": n} for i, n in zip(ids, self.label_map.names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -367,6 +372,10 @@ class _Columns:
             return {"size": [height, width], "counts": counts.as_py().decode("ascii")}
         rings = range(self.rings[place], self.rings[place + 1])
         return [self.coordinates[self.points[r] : self.points[r + 1]].tolist() for r in rings]
+
+
+def _empty_rle(height: int, width: int) -> str:
+    return compress_counts([height * width], [height, width], height, width).decode("ascii")
 
 
 def open_arrow(path: Path) -> pa.Table:
