@@ -113,13 +113,15 @@ class TableBuilder:
         examples = (*old.examples, example) if len(old.examples) < _EXAMPLES else old.examples
         self.notes[code] = Issue(code, severity, message, old.count + count, examples)
 
-    def finish(self, sources: Sequence[str], size_files: bool = False, unresolved: bool = False) -> pa.Table:
+    def finish(
+        self, sources: Sequence[str], size_files: bool = False, unresolved: Sequence[str] = ()
+    ) -> pa.Table:
         """Clean and make the Arrow table.
 
         Args:
             sources: the annotation files, for messages.
             size_files: image sizes were read from the files, so the cache must watch them.
-            unresolved: the images were not found, so the cache must look again.
+            unresolved: where no image was found, names that the cache looks for again on each opening.
 
         Raises:
             DataError: there is no image, or the classes cannot be made a label map.
@@ -154,7 +156,7 @@ class TableBuilder:
             "has_masks": has_masks,
             "declared": self.label_map is not None,
             "size_files": size_files,
-            "unresolved": unresolved,
+            "unresolved": list(unresolved),
         }
         columns = [
             pa.array(np.array(self.image_ids, dtype=np.int64)),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..errors import DataError
-from .readers.fields import Source
+from .readers.fields import Source, choose_dir
 from .table import open_arrow
 
 # Raise this with every change of the readers, the cleaning rules or the schema.
@@ -39,9 +39,8 @@ def cached_table(source: Source, read: Callable[[Source], pa.Table]) -> Path:
             table = open_arrow(path)
             table.validate(full=True)
             metadata = json.loads((table.schema.metadata or {})[b"boxwright"])
-            if not metadata["unresolved"] and metadata["files"] == _watched(
-                table, source, metadata["size_files"]
-            ):
+            appeared = bool(metadata["unresolved"]) and choose_dir(source, metadata["unresolved"])[1]
+            if not appeared and metadata["files"] == _watched(table, source, metadata["size_files"]):
                 return path
         except (DataError, pa.ArrowInvalid, KeyError, ValueError) as error:
             warnings.warn(f"{path}: the cached table is damaged ({error}); it is read anew", stacklevel=3)

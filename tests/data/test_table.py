@@ -97,12 +97,17 @@ def test_damaged_cache_is_rebuilt_with_a_note(coco_folder: Path, table_cache: Pa
         folder(coco_folder)
 
 
-def test_images_that_appear_later_are_found(coco_folder: Path) -> None:
+def test_images_that_appear_later_are_found(coco_folder: Path, table_cache: Path) -> None:
     images = coco_folder / "images"
-    images.rename(coco_folder / "elsewhere_deep")
-    (coco_folder / "elsewhere_deep").rename(coco_folder.parent / "away")
+    for path in images.iterdir():
+        path.rename(coco_folder.parent / path.name)
     assert not folder(coco_folder).train[0].file.exists()
-    (coco_folder.parent / "away").rename(images)
+    (path,) = (table_cache / "tables").iterdir()
+    before = path.stat().st_mtime_ns
+    folder(coco_folder)
+    assert path.stat().st_mtime_ns == before  # a set without images is not read again each time
+    for name in ("a.jpg", "b.jpg", "empty.jpg"):
+        (coco_folder.parent / name).rename(images / name)
     assert folder(coco_folder).train[0].file.exists()
 
 

@@ -104,10 +104,10 @@ def read(source: Source) -> pa.Table:
     annotations = fields.sequence(data, "annotations", path, "")
     categories, label_map = _categories(fields.sequence(data, "categories", path, ""), path)
     builder = TableBuilder("annotation id", label_map)
-    rows, measured, resolved = _add_images(builder, images, source)
+    rows, measured, unresolved = _add_images(builder, images, source)
     for place, entry in enumerate(annotations):
         _add_object(builder, entry, place, rows, categories, path)
-    return builder.finish([fields.relative(path, source)], size_files=measured, unresolved=not resolved)
+    return builder.finish([fields.relative(path, source)], size_files=measured, unresolved=unresolved)
 
 
 def _categories(entries: list[Any], path: Path) -> tuple[dict[int, int], LabelMap]:
@@ -133,8 +133,8 @@ def _categories(entries: list[Any], path: Path) -> tuple[dict[int, int], LabelMa
 
 def _add_images(
     builder: TableBuilder, entries: list[Any], source: Source
-) -> tuple[dict[int, int], bool, bool]:
-    """Rows by image id; whether sizes were read from the files; whether the images were found."""
+) -> tuple[dict[int, int], bool, list[str]]:
+    """Rows by image id; whether sizes were read from the files; names, if none was found."""
     path = source.annotations[0]
     names = []
     for place, entry in enumerate(entries):
@@ -156,7 +156,7 @@ def _add_images(
         else:
             size = fields.whole(entry, "width", path, record), fields.whole(entry, "height", path, record)
         rows[ident] = builder.image(ident, file, *fields.check_size(*size, path, record), origin)
-    return rows, measured, resolved
+    return rows, measured, [] if resolved else names[:20]
 
 
 def _add_object(

@@ -109,7 +109,9 @@ def read(source: Source) -> pa.Table:
             fields.sequence(entry, "objects", path, record) if "objects" in entry else []
         ):
             _add_object(builder, row, place, item, path, f"{record}: objects[{place}]")
-    return builder.finish([fields.relative(path, source)], size_files=measured, unresolved=not resolved)
+    return builder.finish(
+        [fields.relative(path, source)], size_files=measured, unresolved=[] if resolved else names[:20]
+    )
 
 
 def _classes(entry: dict[str, Any], path: Path) -> LabelMap:

@@ -165,7 +165,7 @@ def read(source: Source) -> pa.Table:
         for place, item in enumerate(root.findall("object"), 1):
             _add_object(builder, row, place, item, first, path)
     sources = [fields.relative(path, source) for path in source.annotations]
-    return builder.finish(sources, size_files=measured, unresolved=not index.found)
+    return builder.finish(sources, size_files=measured, unresolved=[] if index.found else index.wanted)
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -243,6 +243,7 @@ class _ImageIndex:
 
     def __init__(self, source: Source) -> None:
         self.source, self.found = source, False
+        self.wanted: list[str] = []
         self.names = {folder: set(os.listdir(folder)) for folder in source.image_dirs}
         self.stems = {
             folder: {
@@ -265,6 +266,10 @@ class _ImageIndex:
         for folder in folders:
             if path.stem in self.stems.get(folder, {}):
                 return self._relative(folder, self.stems[folder][path.stem])
+        if len(self.wanted) < 20:
+            self.wanted += [name] * bool(name) + [
+                f"{path.stem}{suffix}" for suffix in (".jpg", ".JPG", ".png")
+            ]
         return self._relative(folders[0], name or f"{path.stem}.jpg", found=False)
 
     def _relative(self, folder: Path, name: str, found: bool = True) -> str:
