@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ def train(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not look through the data set before training.")
     ] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html, no plots.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     trust: Annotated[
         list[str] | None,
@@ -68,17 +70,10 @@ def train(
         device=device,
         console=not quiet,
         check=not no_check,
+        report=not no_report,
         trust=trust or (),
     )
-    from ..distributed import is_main
-
-    if is_main() and int(_rank()) == 0:
+    if os.environ.get("RANK", "0") == "0":  # the group is left by now: ask the launcher who is first
         if run.metrics:
             typer.echo(str(run.metrics))
         typer.echo(f"run folder: {run.path}")
-
-
-def _rank() -> str:
-    import os
-
-    return os.environ.get("RANK", "0")
