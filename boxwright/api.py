@@ -15,7 +15,7 @@ from torch import nn
 
 from . import distributed
 from .assembly import assemble, is_experiment, open_data, resolve, set_num_classes
-from .config import Pretrained, clone, from_json, set_tagged, to_json
+from .config import Pretrained, clone, from_json, named_modules, set_tagged, to_json
 from .config import build as build_config
 from .data import Data
 from .data import check as check_data
@@ -31,6 +31,7 @@ from .inference import Detector, ImageDetections
 from .labels import LabelMap
 from .metrics import Metrics
 from .recipes.experiment import Experiment
+from .report import write_report
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,11 @@ def train(
             resume=resume,
             metadata={"config": to_json(parts.config), "label_map": parts.data.label_map.to_json()},
         )
-        metrics = Metrics({})
+        metrics, own = Metrics({}), named_modules(parts.config)  # what this run has called is trusted anyway
         if parts.evaluated is not None:
-            metrics = evaluate(out, parts.data, device=place, out=out, progress=console, trust=trust)
-            if report:
-                from .report import write_report  # draws, which needs an extra
-
-                on_main(lambda: write_report(out, parts.evaluated))
+            metrics = evaluate(out, parts.data, device=place, out=out, progress=console, trust=own)
+        if report:
+            on_main(lambda: write_report(out, parts.evaluated, trust=own))
         return Run(out, metrics)
     finally:
         if joins:

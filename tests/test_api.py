@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import fiddle as fdl
@@ -38,6 +39,14 @@ TINY = [
 ]
 
 
+@dataclass(frozen=True)
+class Darker:
+    by: int
+
+    def __call__(self, sample: dict, generator: torch.Generator) -> dict:
+        return {**sample, "image": sample["image"] // self.by}
+
+
 def tiny(data: Path | None = None) -> fdl.Config:
     config = bw.recipe("fcos_mnv2_320")
     apply_overrides(config, TINY + ([] if data is None else [f"data.root={data}"]))
@@ -49,7 +58,7 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bw.Run:
     config = tiny()
     config.data = bw.data.folder(tiny_data)
     config.ema_decay = 0.5
-    return bw.train(config, out=tmp_path_factory.mktemp("run"), console=False, report=False)
+    return bw.train(config, out=tmp_path_factory.mktemp("run"), console=False)
 
 
 def test_import_loads_nothing_and_opens_no_network() -> None:
@@ -90,6 +99,8 @@ def test_build_does_not_change_the_recipe() -> None:
 
 
 def test_run_folder_is_complete(run: bw.Run, tiny_data: Path) -> None:
+    assert (run.path / "report.html").stat().st_size > 10_000
+    assert (run.path / "plots").is_dir()
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "predictions.json", "checkpoints/last"):
         assert (run.path / name).is_file(), name
     evaluation = json.loads((run.path / "evaluation.json").read_text())
@@ -174,6 +185,15 @@ def test_a_second_run_needs_resume(run: bw.Run) -> None:
 def test_resume_without_recipe_goes_on(run: bw.Run) -> None:
     again = bw.train(None, out=run.path, resume=True, console=False, report=False)
     assert dict(again.metrics) == pytest.approx(dict(run.metrics), abs=1e-6)
+
+
+def test_a_recipe_of_ones_own_needs_trust_to_be_loaded(tiny_data: Path, tmp_path: Path) -> None:
+    config = tiny(tiny_data)
+    config.train_transforms = [*config.train_transforms, fdl.Config(Darker, by=2)]
+    run = bw.train(config, out=tmp_path / "run", console=False)
+    with pytest.raises(ConfigError, match=r"test_api\.Darker.*trust"):
+        bw.load(run)
+    assert bw.load(run, device="cpu", trust=[__name__]).label_map.names == ("red", "green")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ everywhere, `flatten`, `history` and `diff` show what a configuration says, `to_
 it beside the checkpoints, and `build` makes the objects.
 """
 
-from .describe import Call, diff, flatten, history, shown
+from .describe import Call, diff, flatten, history, named_modules, shown
 from .files import build, clone, from_json, to_json
 from .overrides import apply_overrides, set_tagged
 from .tags import Norm, NumClasses, Pretrained
@@ -22,6 +22,7 @@ __all__ = [
     "flatten",
     "from_json",
     "history",
+    "named_modules",
     "set_tagged",
     "shown",
     "to_json",

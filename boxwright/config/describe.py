@@ -129,6 +129,15 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(item, join(path, name))
 
 
+def named_modules(config: fdl.Buildable) -> tuple[str, ...]:
+    """The modules that define what a configuration names: the classes and functions it calls or holds."""
+    values = [config, *(value for _, value in walk(config))]
+    named = [fdl.get_callable(v) if isinstance(v, fdl.Buildable) else v for v in values]
+    named = [v.func if isinstance(v, functools.partial) else v for v in named]
+    found = (v.__module__ for v in named if isinstance(v, type | types.FunctionType))
+    return tuple(sorted(set(found)))
+
+
 def flatten(config: fdl.Buildable) -> dict[str, Any]:
     """All values of a configuration by path, the constructors' defaults among them.
 
