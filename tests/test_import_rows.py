@@ -31,6 +31,7 @@ SIDEWAYS = {
     "models.assigners": {"models.losses", "models.targets"},  # a rule may be based on the loss of a pair
     "models.samplers": {"models.targets"},
     "models.protocols": {"models.targets"},
+    "interop": {"models.detectors"},  # other libraries' detectors become ours
 }
 # Without a row: the package's lazy names, which only the top row may use, and what says nothing of parts.
 LAZY_NAMES = ""
