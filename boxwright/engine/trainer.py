@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import signal
 import threading
@@ -108,10 +109,9 @@ def train(
             raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
         device = resolve_device(device)
         resolved = resolve_precision(precision, device)
-        forward = _prepare(model, device, resolved, compile)
         state = TrainState(
             model=model,
-            forward=forward,
+            forward=_prepare(model, device, resolved, compile),
             optimizer=optimizer,
             schedule=schedule,
             loader=loader,
@@ -138,8 +138,14 @@ def train(
         warmup = schedule.warmup_steps(state.total_steps)
         if warmup < schedule.warmup:
             notify(f"warm-up shortened from {schedule.warmup} to {warmup} iterations, a quarter of the run")
-        with _signals(state):
-            _run(state, saved)
+        try:
+            with _signals(state):
+                _run(state, saved)
+        finally:
+            if distributed.is_distributed():
+                # A process group that is destroyed before its DistributedDataParallel aborts the process.
+                state.forward = model
+                gc.collect()
     return state
 
 
