@@ -227,3 +227,17 @@ def test_metrics_are_a_mapping_that_prints() -> None:
     with pytest.raises(KeyError, match="there are: bbox/AP"):
         metrics["bbox/APP"]
     assert str(Metrics({})) != ""
+
+
+def test_predicting_sees_the_pixels_that_the_evaluation_saw(run: bw.Run, tiny_data: Path) -> None:
+    detector = bw.load(run, device="cpu")
+    table = bw.data.folder(tiny_data).evaluation
+    loader = bw.data.Loader(table, detector.transforms, detector.canvas, batch_size=8, shuffle=False)
+    (evaluated,) = loader
+    seen = []
+    predict = detector.predict
+    detector.predict = lambda batch: seen.append(batch) or predict(batch)
+    detector([record.file for record in table], batch_size=8)
+    (predicted,) = seen
+    assert torch.equal(predicted.images, evaluated.images)
+    assert torch.equal(predicted.sizes, evaluated.sizes)
