@@ -49,6 +49,7 @@ def draw_detections(
     names: Sequence[str] | None = None,
     ignore: Any = None,
     opacity: float = 0.45,
+    scale: float = 1.0,
 ) -> Image.Image:
     """A copy of an image with boxes, masks, class names and scores drawn into it.
 
@@ -64,6 +65,7 @@ def draw_detections(
         names: class name of each label; without names and scores no text is drawn.
         ignore: `(n,)` bool, regions that count neither way, drawn in grey.
         opacity: of masks, 0..1.
+        scale: of lines and type: above 1 for a picture that will be shown smaller.
 
     Raises:
         ValueError: the lengths of boxes, labels, scores, masks and ignore differ.
@@ -82,12 +84,13 @@ def draw_detections(
     if bitmaps is not None:
         canvas = _blend(canvas, [(bitmaps[i], colors[i]) for i in order], opacity)
     draw = ImageDraw.Draw(canvas)
-    width = line_width(canvas.size)
+    width = max(1, round(line_width(canvas.size) * scale))
     for i in order:
         _outline(draw, tuple(corners[i]), colors[i], width)
     texts = [_text(i, classes, values, names) for i in range(len(corners))]
     if any(texts):
-        _write_names(draw, [(tuple(corners[i]), texts[i], colors[i]) for i in reversed(order)])
+        entries = [(tuple(corners[i]), texts[i], colors[i]) for i in reversed(order)]
+        _write_names(draw, entries, round(_type_size(canvas.size) * scale))
     return canvas
 
 
@@ -219,10 +222,12 @@ class _Chip:
     color: RGB
 
 
-def _write_names(draw: ImageDraw.ImageDraw, entries: list[tuple[tuple[float, ...], str, RGB]]) -> None:
+def _write_names(
+    draw: ImageDraw.ImageDraw, entries: list[tuple[tuple[float, ...], str, RGB]], type_size: int
+) -> None:
     """Names on chips of the box's colour; the first entries choose their place first and lie on top."""
     picture = draw.im.size
-    font = _font(_type_size(picture))
+    font = _font(type_size)
     pad = max(1, round(font.size * 0.2))
     chips = [_chip(box, text, color, picture, font, pad) for box, text, color in entries]
     covered = sum((r[2] - r[0]) * (r[3] - r[1]) for r in (chip.places[0] for chip in chips))
