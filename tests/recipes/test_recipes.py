@@ -1,4 +1,4 @@
-"""Every recipe builds, trains a step, compiles to one graph and exports; padding and company change nothing."""
+"""Every recipe builds, trains a step, compiles to one graph and exports; padding changes nothing."""
 
 import dataclasses
 
@@ -32,8 +32,9 @@ def detector(name: str) -> nn.Module:
     set_tagged(config.model, NumClasses, CLASSES)
     model = build(config.model)
     for module in model.modules():  # untrained scores lie below every threshold
-        if getattr(module, "postprocess", None) is not None and module.postprocess.score_threshold is not None:
-            module.postprocess = dataclasses.replace(module.postprocess, score_threshold=0.0)
+        postprocess = getattr(module, "postprocess", None)
+        if postprocess is not None and postprocess.score_threshold is not None:
+            module.postprocess = dataclasses.replace(postprocess, score_threshold=0.0)
     return model
 
 
@@ -159,8 +160,9 @@ def test_empty_slots_change_no_loss(model: nn.Module):
         return torch.cat((value, value.new_zeros(2, 5, *value.shape[2:])), dim=1)
 
     masks = many.targets.masks
+    t = many.targets
     targets = Targets(
-        *(padded(t) for t in (many.targets.boxes, many.targets.labels, many.targets.valid, many.targets.ignore)),
+        *(padded(value) for value in (t.boxes, t.labels, t.valid, t.ignore)),
         dataclasses.replace(masks, boxes=padded(masks.boxes), offset=padded(masks.offset)),
     )
     sample_all(model)

@@ -1,0 +1,1 @@
+"""Speed, memory and quality, ours beside others in one run."""
