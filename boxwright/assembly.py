@@ -142,12 +142,24 @@ def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:
 
 
 def describe_data(data: Data, described: fdl.Buildable | None) -> fdl.Buildable:
-    """The call that opens a data set again from any working directory."""
-    config = (
-        fdl.Config(folder, root=str(data.root), format=data.format) if described is None else clone(described)
-    )
-    if fdl.get_callable(config) is folder:
-        config.root = str(Path(data.root).absolute())
+    """The call that opens a data set again, from any working directory.
+
+    Args:
+        data: the opened data set.
+        described: the call that opened it, where the experiment holds one. Without, it is the folder with its
+            format; choices beyond these, which an opened data set does not tell, are said to be lost.
+    """
+    if described is not None:
+        config = clone(described)
+        if fdl.get_callable(config) is folder:
+            config.root = str(Path(data.root).absolute())
+        return config
+    config = fdl.Config(folder, root=str(data.root), format=data.format)
+    if {n: len(t) for n, t in build(config).splits.items()} != {n: len(t) for n, t in data.splits.items()}:
+        notify(
+            "config.json will not say which splits of the data set were chosen: give `data=` to evaluate, "
+            "or train with experiment.data = fiddle.Config(boxwright.data.folder, root=..., train=...)"
+        )
     return config
 
 

@@ -89,7 +89,16 @@ def from_json(text: str, trust: Sequence[str] = ()) -> fdl.Buildable:
         ) from error
     if not isinstance(config, fdl.Buildable):
         raise ConfigError(f"not a configuration file: it describes a {type(config).__name__}, not a call")
-    return config
+    return daglish.MemoizedTraversal.run(_partials, config)
+
+
+def _partials(value: Any, state: daglish.State) -> Any:
+    """A `functools.partial` in the place of its description, as it stood before `to_json`."""
+    value = state.map_children(value) if state.is_traversable(value) else value
+    described = isinstance(value, fdl.Config) and fdl.get_callable(value) is functools.partial
+    if not described or any(holds_calls(item) for item in value.__arguments__.values()):
+        return value
+    return fdl.build(value)
 
 
 def describe_values(config: fdl.Buildable) -> fdl.Buildable:
