@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,7 @@ from .resume import enter, restore
 from .schedule import Schedule
 from .state import Hook, Loader, TrainState, call, order_hooks
 from .step import train_step
-from .validation import StopRun
+from .validation import StopRun, fetch
 
 
 class TrainingInterrupted(TrainingError):
@@ -213,7 +212,7 @@ def _groups(state: TrainState) -> Iterator[tuple[Batch, ...]]:
         batches = iter(state.loader)
     while True:
         with undisturbed(state.device):
-            group = list(itertools.islice(batches, state.accumulate))
+            group = fetch(state, batches, state.accumulate)
         if not group:
             return
         yield tuple(place(batch, state.device, state.precision.channels_last) for batch in group)
@@ -246,6 +245,10 @@ def _signals(state: TrainState) -> Iterator[None]:
         if state.stop is not None:
             raise KeyboardInterrupt
         state.stop = signal.Signals(number).name
+        if hasattr(signal, "SIGCHLD"):
+            # The signal may have ended the loader's workers too. PyTorch would raise that in the midst of the
+            # step; `fetch` will notice it in its own time.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         notify(f"{state.stop}: stopping after this step and saving; once more to stop at once")
 
     former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

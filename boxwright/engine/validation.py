@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,19 @@ class Evaluator(Protocol):
         ...
 
 
+def fetch(state: TrainState, batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The next `count` batches, fewer at the end.
+
+    A signal to the whole process group ends the loader's workers too; that is then no error but the stop.
+    """
+    try:
+        return list(itertools.islice(batches, count))
+    except Exception:
+        if state.stop and not is_distributed():  # alone, no other rank waits for this one's next step
+            raise StopRun from None
+        raise
+
+
 @dataclass(frozen=True)
 class Validation:
     """Predicts a loader's batches with `state.eval_model` and returns an evaluator's metrics.
@@ -53,8 +67,9 @@ class Validation:
         """Run over the loader, with the two timepoints around each batch."""
         model = state.eval_model
         self.evaluator.reset()
-        for batch in self.loader:
-            batch = place(batch, state.device, state.precision.channels_last)
+        batches = iter(self.loader)
+        while fetched := fetch(state, batches, 1):
+            batch = place(fetched[0], state.device, state.precision.channels_last)
             state.batches = (batch,)
             call(state, "before_val_iter")
             with torch.inference_mode(), state.precision.autocast(state.device):

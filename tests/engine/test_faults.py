@@ -167,3 +167,17 @@ def test_sigterm_to_a_process_stops_it_politely(tmp_path, launcher):
     launcher.wait()
     assert "go on with resume=True" in launcher.said()
     assert find_last(out) is not None
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.013, 0.03])
+def test_a_signal_to_the_whole_group_with_its_workers_stops_it_politely(tmp_path, launcher, wait):
+    out = tmp_path / "run"
+    (pid,) = launcher.start(out, workers=True, batches=200)
+    wait_for(out / "metrics.jsonl")
+    while not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    time.sleep(wait)
+    os.killpg(pid, signal.SIGTERM)
+    launcher.wait()
+    assert "is saved: go on with resume=True" in launcher.said()
+    assert find_last(out) is not None

@@ -1,7 +1,7 @@
 """A tiny model, loader and run; also a script, so that tests can kill it.
 
 `toy.py OUT JSON` runs once. `toy.py` alone reads lines of `["OUT", {options}, ranks]` and forks a run for
-each, which spares importing PyTorch; it writes the children's pids, and their wait statuses when they have ended.
+each, which spares importing PyTorch; it writes the children's pids, and their wait statuses at their end.
 """
 
 import json
@@ -99,6 +99,20 @@ class Loader:
         self.position = 0
 
 
+class WorkerLoader(Loader):
+    """Its batches come from worker processes."""
+
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.processes = torch.utils.data.DataLoader(self.batches, batch_size=None, num_workers=2)
+
+    def __iter__(self):
+        for batch in self.processes:
+            self.position += 1
+            time.sleep(0.02)
+            yield batch
+
+
 class Evaluator:
     def reset(self):
         self.error, self.count = 0.0, 0
@@ -159,6 +173,8 @@ class Misfortune(Hook):
 def main(out, options):
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
+    if options.pop("workers", False):
+        options["loader"] = WorkerLoader(options["batches"])
     misfortune = Misfortune(options.pop("interrupt", None), options.pop("nan_at", None))
     try:
         state = run(out, extra=[misfortune], **options)
@@ -185,6 +201,7 @@ def serve():
 
 
 def child(rank, ranks, port, out, options):
+    os.setsid()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
         main(out, options)
