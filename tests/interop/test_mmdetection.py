@@ -1,0 +1,83 @@
+"""MMDetection's names of parts that the recorded configurations do not have, and misfits."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from boxwright.config import Pretrained, build, set_tagged
+from boxwright.errors import CheckpointError
+from boxwright.interop import from_mmdetection
+from boxwright.interop.mmdetection import rules_for
+from boxwright.interop.renaming import load_renamed
+from boxwright.models.layers import group_norm
+from boxwright.models.roi_heads import FourConvOneFC
+from boxwright.recipes import recipe
+
+
+def mask_rcnn(**changes: object) -> nn.Module:
+    config = recipe("mask_rcnn_r50_fpn_1x").model
+    set_tagged(config, Pretrained, None)
+    config.backbone.depth = 18
+    for path, value in changes.items():
+        part, _, name = path.rpartition("__")
+        place = config
+        for step in part.split("__") if part else ():
+            place = place[int(step)] if step.isdigit() else getattr(place, step)
+        setattr(place, name, value)
+    return build(config)
+
+
+def theirs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's weights under MMDetection's names, for the parts that differ most."""
+    names = {
+        "rpn.stem.0.conv": "rpn_head.rpn_conv",
+        "rpn.class_predictor": "rpn_head.rpn_cls",
+        "rpn.box_predictor": "rpn_head.rpn_reg",
+        "roi.stages.0.class_predictor": "roi_head.bbox_head.fc_cls",
+        "roi.stages.0.box_predictor": "roi_head.bbox_head.fc_reg",
+        "roi.stages.0.trunk.5": "roi_head.bbox_head.shared_fcs.0",
+        "roi.mask.upsample": "roi_head.mask_head.upsample",
+        "roi.mask.predictor": "roi_head.mask_head.conv_logits",
+        "neck.laterals": "neck.lateral_convs",
+        "neck.outputs": "neck.fpn_convs",
+        "roi.mask.convs": "roi_head.mask_head.convs",
+        "roi.stages.0.trunk": "roi_head.bbox_head.shared_convs",
+    }
+    state = {}
+    for name, value in model.state_dict().items():
+        ours = next((prefix for prefix in names if name.startswith(f"{prefix}.")), None)
+        if ours is not None:
+            name = names[ours] + name[len(ours) :].replace(".norm.", ".gn.")
+        elif name.startswith("backbone."):
+            name = name.replace("bn", "gn")
+        state[name] = torch.randn_like(value) if value.is_floating_point() else value
+    return state
+
+
+def test_group_norms_and_convolutions_in_the_box_head() -> None:
+    norm = group_norm
+    model = mask_rcnn(
+        backbone__norm=norm,
+        neck__norm=norm,
+        roi__stages__0__trunk=partial(FourConvOneFC, norm=norm),
+        roi__mask__norm=norm,
+    )
+    state = theirs(model)
+    report = from_mmdetection(state | {"data_preprocessor.mean": torch.zeros(3)}, model)
+    assert report.dropped == ("data_preprocessor.mean",)
+    filled = model.state_dict()
+    assert set(report.names) == set(filled)
+    for ours, name in report.names.items():
+        torch.testing.assert_close(filled[ours], state[name])
+
+
+def test_misfits() -> None:
+    model = mask_rcnn()
+    with pytest.raises(CheckpointError, match=r"no rule knows bbox_head\.atss_cls\.weight"):
+        load_renamed(model, {"bbox_head.atss_cls.weight": torch.ones(1)}, rules_for(model))
+    with pytest.raises(
+        CheckpointError, match=r"source does not have backbone\.conv1\.weight"
+    ):
+        from_mmdetection({"state_dict": {}}, model)
