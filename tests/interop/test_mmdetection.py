@@ -77,7 +77,5 @@ def test_misfits() -> None:
     model = mask_rcnn()
     with pytest.raises(CheckpointError, match=r"no rule knows bbox_head\.atss_cls\.weight"):
         load_renamed(model, {"bbox_head.atss_cls.weight": torch.ones(1)}, rules_for(model))
-    with pytest.raises(
-        CheckpointError, match=r"source does not have backbone\.conv1\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"source does not have backbone\.conv1\.weight"):
         from_mmdetection({"state_dict": {}}, model)

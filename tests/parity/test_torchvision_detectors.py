@@ -32,7 +32,7 @@ VARIANTS = (
     "fcos_resnet50_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_mobilenet_v3_large_fpn",
+    pytest.param("fasterrcnn_mobilenet_v3_large_fpn", marks=pytest.mark.slow),
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
