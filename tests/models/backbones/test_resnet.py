@@ -57,7 +57,12 @@ CATALOGUE = [
 ]
 
 
-@pytest.mark.parametrize("arguments", CATALOGUE, ids=str)
+def catalogue_id(arguments: dict) -> str:
+    """Without addresses of functions, which differ between the processes of a parallel run."""
+    return " ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in arguments.items())
+
+
+@pytest.mark.parametrize("arguments", CATALOGUE, ids=catalogue_id)
 def test_declared_levels_are_the_real_ones(arguments):
     backbone = ResNet(**arguments).eval()
     with torch.no_grad():
