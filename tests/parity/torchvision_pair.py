@@ -95,6 +95,10 @@ def make_input(
         side = torch.rand(count, 2, generator=g) * 0.4 + 0.25
         start = torch.rand(count, 2, generator=g) * (0.98 - side)
         box = torch.cat((start, start + side), 1) * torch.tensor([w, h, w, h])
+        if b == 0:
+            # A small object on a large one: the anchors that overlap it most overlap the large one more.
+            middle = (box[0, :2] + box[0, 2:]) / 2
+            box[-1] = torch.cat((middle - 3.3, middle + 3.9))
         label = torch.randint(0, CLASSES - 1, (count,), generator=g)
         mask = torch.stack([_ellipse(row, h, w) for row in box])
         boxes[b, :count], labels[b, :count], valid[b, :count] = box, label, True
