@@ -65,7 +65,7 @@ def seconds_per_step(metrics: Path) -> float:
 
 
 def torchvision_detector(weights: Path, num_classes: int) -> FasterRCNN:
-    """The Faster R-CNN of torchvision, with a pyramid on MobileNetV2, at the sizes of `faster_rcnn_mnv2_320`."""
+    """The Faster R-CNN of torchvision, with a pyramid on MobileNetV2, sized as `faster_rcnn_mnv2_320`."""
     network = torchvision.models.mobilenet_v2(norm_layer=FrozenBatchNorm2d)
     state = torch.load(weights, weights_only=True)
     network.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})

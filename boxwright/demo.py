@@ -26,7 +26,7 @@ def run(out: Path = Path("runs/demo")) -> Run:
     """
     console = Console()
     console.print("[bold]1[/] making a data set of handwritten digits")
-    root = make_digits(out / "digits")
+    root = make_digits(out / "digits", train=1600)
     console.print(f"  an ordinary COCO folder: {root}")
     console.print("[bold]2[/] training a small FCOS from scratch: about four minutes on two CPU cores")
     experiment = fcos_digits()

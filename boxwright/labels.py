@@ -34,7 +34,7 @@ class LabelMap:
         for what, values in (("class name", self.names), ("source id", ids)):
             twice = sorted({str(v) for v in values if values.count(v) > 1})
             if twice:
-                raise DataError(f"label map: {what} {', '.join(twice)} stands twice; names and ids must be unique")
+                raise DataError(f"label map: {what} {', '.join(twice)} stands twice; both must be unique")
 
     def __len__(self) -> int:
         return len(self.names)

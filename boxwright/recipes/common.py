@@ -131,7 +131,7 @@ def roi_heads(*stages: fdl.Partial[BoxHead], mask: Any = None) -> fdl.Partial[Ro
 
 
 def fpn(
-    start_level: int = 0, extra: str = "pool", channels: int = 256, outs: int = 5, **more: Any
+    start_level: int = 0, extra: str | None = "pool", channels: int = 256, outs: int = 5, **more: Any
 ) -> fdl.Partial[FPN]:
     """Feature pyramid network (arXiv:1612.03144)."""
     return Partial(FPN, out_channels=channels, start_level=start_level, num_outs=outs, extra=extra, **more)

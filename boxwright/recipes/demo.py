@@ -63,8 +63,8 @@ def fcos_digits() -> Config[Experiment]:
         base_batch_size=16,
         optimizer=Partial(adamw, lr=1e-3, weight_decay=0.05),
         schedule=Config(CosineSchedule, warmup=50),
-        epochs=12,
-        evaluate_every=4,
+        epochs=10,
+        evaluate_every=5,
         clip_norm=10.0,
         ema_decay=0.99,
     )

@@ -17,7 +17,7 @@ from ..models.assigners import FCOSAssigner
 from ..models.coders import DistanceCoder
 from ..models.dense_heads import Centreness, DenseCriterion, DenseHead, DensePostprocess
 from ..models.detectors import Normalise, OneStageDetector
-from ..models.layers import group_norm
+from ..models.layers import FrozenBatchNorm2d, group_norm
 from ..models.losses import FocalLoss, GIoULoss, IoULoss
 from ..models.priors import Points
 from . import common
@@ -50,7 +50,7 @@ def fcos_r50_fpn_1x() -> Config[Experiment]:
     """FCOS, ResNet-50 in Caffe's style, 12 epochs on COCO (learning rate 0.01, biases twice that)."""
     model = Config(
         OneStageDetector,
-        backbone=common.resnet(50, style="caffe"),
+        backbone=common.resnet(50, style="caffe", norm=FrozenBatchNorm2d),
         neck=common.fpn(start_level=1, extra="on_output", relu_before_extra=True),
         head=head(),
         normalise=Config(Normalise, mean=(122.7717, 115.9465, 102.9801), std=(1.0, 1.0, 1.0), bgr=True),
