@@ -23,7 +23,6 @@ from torch import Tensor
 from boxwright.config import Pretrained, build, set_tagged
 from boxwright.interop import from_mmdetection
 from boxwright.models.detectors import Normalise, OneStageDetector, TwoStageDetector
-from boxwright.models.layers import FrozenBatchNorm2d
 from boxwright.ops.masks import pack, paste
 from boxwright.recipes import recipe
 from boxwright.structures import Batch, Priors, Targets
@@ -69,8 +68,6 @@ def build_model(name: str) -> OneStageDetector | TwoStageDetector:
     config = recipe(name).model
     set_tagged(config, Pretrained, None)
     config.normalise = fdl.Config(Normalise, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    if name.startswith("fcos"):  # MMDetection's configuration keeps the backbone's norms as they are
-        config.backbone.norm = FrozenBatchNorm2d
     if fdl.get_callable(config) is TwoStageDetector:
         config.rpn.criterion.sampler.number = 1_000_000
         config.roi.stages[0].criterion.sampler.number = 1_000_000
