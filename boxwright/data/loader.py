@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +150,8 @@ class Loader:
         )
         self._position, self._start = self._start, 0
         self._plans.rest = plans[self._position :]
-        deliveries = iter(self._torch_loader) if self._plans.rest else iter(())
+        with _interrupts_held():
+            deliveries = iter(self._torch_loader) if self._plans.rest else iter(())
         while (delivery := _next(deliveries)) is not None:
             if delivery.error is not None:
                 raise delivery.error
@@ -257,6 +259,19 @@ def _next(deliveries: Iterator[_Delivery]) -> _Delivery | None:
 
 def _unchanged(delivery: Any) -> Any:
     return delivery
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start: they inherit this until `_start_worker` ignores it for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, whose workers are spawned
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # a Ctrl-C that came meanwhile acts now
 
 
 def _start_worker(worker: int) -> None:
