@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import DataError
@@ -67,8 +66,3 @@ class LabelMap:
     def numbered(cls, count: int) -> LabelMap:
         """Names "0", "1", ...: for a model whose classes are unknown."""
         return cls(tuple(str(i) for i in range(count)))
-
-    @staticmethod
-    def missing(first: Sequence[str], second: Sequence[str]) -> list[str]:
-        """Names of the first list that the second lacks."""
-        return [name for name in first if name not in set(second)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
+from ..layers import bias_for_prior
 from ..layers.conv import ConvNorm
 from ..layers.scale import Scale
 from ..protocols import Coder, PriorGenerator
@@ -96,7 +96,7 @@ class DenseHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if class_prior is not None:
-            nn.init.constant_(self.class_predictor.bias, -math.log((1 - class_prior) / class_prior))  # pyright: ignore
+            nn.init.constant_(self.class_predictor.bias, bias_for_prior(class_prior))  # pyright: ignore
 
     def forward(self, features: Sequence[Tensor]) -> DensePredictions:
         """Raw outputs for features of `(B, channels, H, W)`, levels one behind the other."""
