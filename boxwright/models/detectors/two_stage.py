@@ -12,9 +12,10 @@ from ..dense_heads import DenseHead, DensePostprocess
 from ..roi_heads import RoIHeads
 from ..targets import prefixed
 from .preprocess import Normalise
+from .pyramid import PyramidDetector, canvas_of, targets_of
 
 
-class TwoStageDetector(nn.Module):
+class TwoStageDetector(PyramidDetector):
     """A region proposal network and RoI heads on a feature pyramid.
 
     Args:
@@ -35,17 +36,10 @@ class TwoStageDetector(nn.Module):
         normalise: Normalise | None = None,
         train_proposals: DensePostprocess | None = None,
     ) -> None:
-        super().__init__()
-        self.normalise = normalise or Normalise()
-        self.backbone = backbone
-        self.neck = neck(backbone.specs)  # pyright: ignore[reportArgumentType]
+        super().__init__(backbone, neck, normalise)
         self.rpn = rpn(self.neck.specs)  # pyright: ignore[reportArgumentType]
         self.roi = roi(self.neck.specs)  # pyright: ignore[reportArgumentType]
         self.train_proposals = train_proposals or self.rpn.postprocess
-
-    def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Feature pyramid of images `(B, 3, H, W)` in 0..255."""
-        return self.neck(self.backbone(self.normalise(images, sizes)))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; those named "loss/..." make the total, "stat/..." only inform.
@@ -53,18 +47,15 @@ class TwoStageDetector(nn.Module):
         Raises:
             ValueError: the batch has no targets.
         """
-        if batch.targets is None:
-            raise ValueError("a batch without targets cannot be trained on; use `predict`")
-        canvas = int(batch.images.shape[2]), int(batch.images.shape[3])
+        targets = targets_of(batch)
+        canvas = canvas_of(batch.images)
         features = self.features(batch.images, batch.sizes)
         outputs = self.rpn(features)
         priors = self.rpn.place_priors(features, canvas)
-        losses = self.rpn.loss(outputs, priors, _one_class(batch.targets), batch.sizes)
+        losses = self.rpn.loss(outputs, priors, _one_class(targets), batch.sizes)
         to_scores = self.rpn.criterion.class_loss.scores
         proposals = _detached(self.train_proposals(outputs, priors, batch.sizes, self.rpn.coder, to_scores))
-        return prefixed("rpn", losses) | self.roi.loss(
-            features, proposals, batch.targets, batch.sizes, canvas
-        )
+        return prefixed("rpn", losses) | self.roi.loss(features, proposals, targets, batch.sizes, canvas)
 
     forward = loss
 
@@ -75,7 +66,7 @@ class TwoStageDetector(nn.Module):
     def predict(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detections in pixels of the canvas, for images `(B, 3, H, W)` that end at `sizes (B, 2)`."""
         features = self.features(images, sizes)
-        proposals = self.propose(features, sizes, (int(images.shape[2]), int(images.shape[3])))
+        proposals = self.propose(features, sizes, canvas_of(images))
         return self.roi.predict(features, proposals, sizes)
 
 
