@@ -15,7 +15,7 @@ def backends(device: torch.device | str = "cpu") -> dict[str, str]:
     if torch.device(device).type == "cpu":
         return {
             "nms": "torchvision, one call per image and group",
-            "roi_align": "torchvision, each level pools its own regions",
+            "roi_align": "torch embedding_bag, a sparse product over all levels",
             "mask_targets": "torchvision, one call per object on its crop",
             "paste": "torch grid_sample inside each box",
         }

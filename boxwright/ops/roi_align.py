@@ -12,6 +12,8 @@ import torch
 import torchvision  # registers torch.ops.torchvision.roi_align  # noqa: F401
 from torch import Tensor
 
+from boxwright.ops import _roi_align_bags
+from boxwright.ops._roi_align_bags import Layout
 from boxwright.ops.boxes import area, as_float
 
 # Samples more than a cell outside a feature map count as 0 and read nothing: a box out here is nearly free.
@@ -133,8 +135,11 @@ def _roi_align_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    run = _forward_selected if boxes.device.type == "cpu" else _forward_masked
-    return run(features, boxes, level, strides, output_size, sampling_ratio, aligned)
+    if boxes.device.type == "cpu":
+        heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
+        layout = Layout(strides, heights, widths, output_size, sampling_ratio, aligned)
+        return _roi_align_bags.forward(features, boxes, level, layout)
+    return _forward_masked(features, boxes, level, strides, output_size, sampling_ratio, aligned)
 
 
 @_roi_align_op.register_fake
@@ -147,7 +152,10 @@ def _roi_align_fake(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    return features[0].new_empty(*level.shape, features[0].shape[1], output_size, output_size)
+    shape = (features[0].shape[1], output_size, output_size)
+    if boxes.device.type != "cpu":
+        return features[0].new_empty(*level.shape, *shape)
+    return features[0].new_empty(*level.shape, *shape[1:], shape[0]).permute(0, 1, 4, 2, 3)
 
 
 @torch.library.custom_op("boxwright::roi_align_backward", mutates_args=())
@@ -161,8 +169,10 @@ def _roi_align_backward_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    run = _backward_selected if boxes.device.type == "cpu" else _backward_masked
-    return run(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
+    if boxes.device.type == "cpu":
+        layout = Layout(strides, heights, widths, grad.shape[-1], sampling_ratio, aligned)
+        return _roi_align_bags.backward(grad, boxes, level, layout)
+    return _backward_masked(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
 
 
 @_roi_align_backward_op.register_fake
@@ -176,7 +186,11 @@ def _roi_align_backward_fake(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    return [grad.new_empty(grad.shape[0], grad.shape[2], h, w) for h, w in zip(heights, widths, strict=True)]
+    batch, _, channels = grad.shape[:3]
+    if boxes.device.type != "cpu":
+        return [grad.new_empty(batch, channels, h, w) for h, w in zip(heights, widths, strict=True)]
+    shapes = [(batch, h, w, channels) for h, w in zip(heights, widths, strict=True)]
+    return [grad.new_empty(shape).permute(0, 3, 1, 2) for shape in shapes]
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -202,52 +216,6 @@ def _rois(boxes: Tensor, dtype: torch.dtype) -> Tensor:
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=dtype)
     image = image[:, None, None].expand(-1, boxes.shape[1], 1)
     return torch.cat((image, boxes.to(dtype)), -1).flatten(0, 1)
-
-
-def _forward_selected(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """Each level pools just its own regions: least work, but their number must reach the host."""
-    shape = (features[0].shape[1], output_size, output_size)
-    output = features[0].new_zeros(level.numel(), *shape)
-    rois = _rois(boxes, as_float(features[0]).dtype)
-    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        index = (level.flatten() == i).nonzero()[:, 0]
-        if len(index) > 0:
-            pooled = torch.ops.torchvision.roi_align(
-                as_float(feature), rois[index], 1 / stride, *shape[1:], sampling_ratio, aligned
-            )
-            output[index] = pooled.to(output.dtype)
-    return output.unflatten(0, level.shape)
-
-
-def _backward_selected(
-    grad: Tensor,
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
-) -> list[Tensor]:
-    batch, _, channels, size, _ = grad.shape
-    rois = _rois(boxes, as_float(grad).dtype)
-    grads = []
-    for i, (stride, height, width) in enumerate(zip(strides, heights, widths, strict=True)):
-        index = (level.flatten() == i).nonzero()[:, 0]
-        g = torch.ops.torchvision._roi_align_backward(
-            as_float(grad.flatten(0, 1)[index]).contiguous(),
-            *(rois[index], 1 / stride, size, size, batch, channels, height, width, sampling_ratio, aligned),
-        )
-        grads.append(g.to(grad.dtype))
-    return grads
 
 
 def _forward_masked(
