@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError
 from ...structures import FeatureSpec
-from ..layers import set_batch_norm_eval
+from ..layers import set_batch_norm_eval, use_fast_depthwise
 from .pretrained import StateDict, download_error, load_exactly, read_weights, timm_remedy
 
 TORCHVISION_TWINS = {
@@ -83,6 +83,7 @@ class TimmBackbone(nn.Module):
         self.channels_last_output = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         if weights is not None and weights != "timm":
             self._load(weights)
+        use_fast_depthwise(self.net)
         self._frozen = _frozen_part(self.net, name, frozen_stages)
         self.train()
 

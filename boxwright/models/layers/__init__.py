@@ -1,6 +1,7 @@
 """What networks are put together from: convolution with norm, norms, initialisers, freezing."""
 
 from .conv import Activation, ConvFactory, ConvNorm, relu
+from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .freeze import freeze, set_batch_norm_eval
 from .init import bias_for_prior, init_caffe2_xavier, init_kaiming, init_normal, init_xavier
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
@@ -13,6 +14,7 @@ __all__ = [
     "FrozenBatchNorm2d",
     "NormLayer",
     "Scale",
+    "StridedDepthwiseConv2d",
     "bias_for_prior",
     "freeze",
     "group_norm",
@@ -22,4 +24,5 @@ __all__ = [
     "init_xavier",
     "relu",
     "set_batch_norm_eval",
+    "use_fast_depthwise",
 ]
