@@ -11,7 +11,7 @@ from fiddle import Config, Partial
 from ..config import Norm, NumClasses, Pretrained
 from ..data import folder
 from ..data.canvas import Canvas
-from ..data.transforms import HorizontalFlip, Resize
+from ..data.transforms import HorizontalFlip, RandomCrop, Resize
 from ..engine.optim import sgd
 from ..engine.schedule import CosineSchedule, StepSchedule
 from ..models.assigners import MaxIoUAssigner
@@ -163,12 +163,19 @@ def schedule_2x(recipe: Config[Experiment]) -> Config[Experiment]:
 
 
 def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -> Config[Experiment]:
-    """A training for two CPU cores: images of at most 320 pixels, 8 a step, a cosine schedule."""
+    """A training for two CPU cores: images of at most 320 pixels, 8 a step, a cosine schedule.
+
+    Crops and the average of the weights are for the small data sets that fit such a machine.
+    """
     return Config(
         Experiment,
         model=model,
         data=Config(folder),
-        train_transforms=[Config(Resize, short=320, long=320), Config(HorizontalFlip)],
+        train_transforms=[
+            Config(RandomCrop, scale=(0.5, 1.0)),
+            Config(Resize, short=320, long=320),
+            Config(HorizontalFlip),
+        ],
         eval_transforms=[Config(Resize, short=320, long=320)],
         canvas=Config(Canvas, shapes=((256, 320), (320, 256), (320, 320))),
         batch_size=8,
@@ -176,6 +183,7 @@ def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -
         optimizer=Partial(sgd, lr=lr, momentum=0.9, weight_decay=1e-4, norm_decay=0.0),
         schedule=Config(CosineSchedule, warmup=100),
         epochs=30,
+        ema_decay=0.998,
         clip_norm=10.0,
         metrics=tuple(metrics),
     )

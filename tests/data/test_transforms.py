@@ -31,6 +31,7 @@ SPATIAL = (
     HorizontalFlip(1.0),
     RandomCrop(size=(20, 25)),
     RandomCrop(share=(0.5, 0.7)),
+    RandomCrop(scale=(0.4, 1.0)),
     MinIoURandomCrop(),
     Expand(p=1.0),
 )
@@ -291,8 +292,9 @@ def test_photometric_ranges_and_probability():
 @pytest.mark.parametrize(
     ("part", "arguments", "named"),
     [
-        (RandomCrop, {}, "size"),
-        (RandomCrop, {"size": (3, 3), "share": (0.5, 0.5)}, "both"),
+        (RandomCrop, {}, "exactly one"),
+        (RandomCrop, {"size": (3, 3), "share": (0.5, 0.5)}, "exactly one"),
+        (RandomCrop, {"scale": (0.5, 1.5)}, "scale"),
         (RandomCrop, {"size": (3.5, 3)}, "whole"),
         (RandomCrop, {"share": (1.5, 1)}, "share"),
         (RandomCrop, {"size": (3, 3), "min_visible": 0.5}, "min_visible"),

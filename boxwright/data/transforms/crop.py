@@ -44,29 +44,33 @@ class RandomCrop:
 
     Args:
         size: height and width of the window in pixels; or None.
-        share: height and width of the window as shares (0, 1] of the image's; or None. Give exactly one of
-            the two.
+        share: height and width of the window as shares (0, 1] of the image's; or None.
+        scale: lowest and highest share, drawn once for both sides, so that the window has the shape of the
+            image; or None. Give exactly one of the three.
         min_visible: in [0, 0.25]; up to a quarter, the window around an object's centre always keeps it.
         tries: how many places are drawn.
 
     Raises:
-        ConfigError: none or both of `size` and `share` are given, or a value is out of range.
+        ConfigError: not exactly one of `size`, `share` and `scale` is given, or a value is out of range.
     """
 
     size: tuple[int, int] | None = None
     share: tuple[float, float] | None = None
+    scale: tuple[float, float] | None = None
     min_visible: float = 0.1
     tries: int = 10
 
     def __post_init__(self) -> None:
-        if (self.size is None) == (self.share is None):
+        if [self.size, self.share, self.scale].count(None) != 2:
             raise ConfigError(
-                "RandomCrop: give either size (pixels) or share (of the image), not both or none"
+                "RandomCrop: give exactly one of size (pixels), share (of each side) and scale (of both sides)"
             )
         if self.size is not None and not (len(self.size) == 2 and whole(self.size)):
             raise ConfigError(f"RandomCrop: size must be (height, width) in whole pixels, but is {self.size}")
         if self.share is not None and not (len(self.share) == 2 and all(0 < s <= 1 for s in self.share)):
             raise ConfigError(f"RandomCrop: share must be two numbers in (0, 1], but is {self.share}")
+        if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ConfigError(f"RandomCrop: scale must be (lowest, highest) in (0, 1], but is {self.scale}")
         if not 0 <= self.min_visible <= 0.25:
             raise ConfigError(f"RandomCrop: min_visible must lie in [0, 0.25], but is {self.min_visible}")
         if self.tries < 1:
@@ -78,9 +82,9 @@ class RandomCrop:
         if self.size is not None:
             window_height, window_width = min(self.size[0], height), min(self.size[1], width)
         else:
-            assert self.share is not None
-            window_height = max(1, int(height * self.share[0] + 0.5))
-            window_width = max(1, int(width * self.share[1] + 0.5))
+            share = self.share or (uniform(generator, *self.scale or (1.0, 1.0)),) * 2
+            window_height = max(1, int(height * share[0] + 0.5))
+            window_width = max(1, int(width * share[1] + 0.5))
         boxes, ignore = sample["boxes"].as_subclass(Tensor), sample["ignore"]
         for _ in range(self.tries):
             x = integer(generator, 0, width - window_width)
