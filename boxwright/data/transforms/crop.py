@@ -63,7 +63,7 @@ class RandomCrop:
     def __post_init__(self) -> None:
         if [self.size, self.share, self.scale].count(None) != 2:
             raise ConfigError(
-                "RandomCrop: give exactly one of size (pixels), share (of each side) and scale (of both sides)"
+                "RandomCrop: give exactly one of size (pixels), share (each side) and scale (both sides)"
             )
         if self.size is not None and not (len(self.size) == 2 and whole(self.size)):
             raise ConfigError(f"RandomCrop: size must be (height, width) in whole pixels, but is {self.size}")
