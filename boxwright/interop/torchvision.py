@@ -236,7 +236,7 @@ def _fcos(module: FCOS, pyramid: BackboneWithFPN, backbone: nn.Module) -> OneSta
             FCOSAssigner(limits, centre_radius=float(module.center_sampling_radius)),
             FocalLoss(),
             box_loss=GIoULoss(),
-            quality=Centreness(weighs_boxes=False),
+            quality=Centreness(),
             divisor=Positives(),
         ),
         postprocess=_dense_postprocess(module, quality_power=0.5, rank_with_quality=True),

@@ -45,9 +45,11 @@ class Assigner(Protocol):
 
 
 class Sampler(Protocol):
-    """A choice among the assigned priors."""
+    """A choice among the assigned priors; `losses` gives, if asked, their class losses `(B, A)`, detached."""
 
-    def __call__(self, assignment: Assignment) -> Sample: ...  # noqa: D102
+    def __call__(  # noqa: D102
+        self, assignment: Assignment, losses: Callable[[], Tensor] | None = None
+    ) -> Sample: ...
 
 
 class ClassLoss(Protocol):
@@ -59,6 +61,9 @@ class ClassLoss(Protocol):
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor: ...  # noqa: D102
 
+
+BoxWeight = Callable[[Tensor, Tensor | None], Tensor]
+"""Class scores `(P, C)` and quality targets `(P,)` of positives, without gradient, to weights `(P,)`."""
 
 ElementLoss = Callable[[Tensor, Tensor], Tensor]
 """Prediction and target to losses: codes `(..., 4)` to `(..., 4)`, boxes `(..., 4)` to `(...)`."""

@@ -16,7 +16,7 @@ from ..engine.schedule import CosineSchedule
 from ..models.assigners import FCOSAssigner
 from ..models.backbones.resnet import ResNet
 from ..models.coders import DistanceCoder
-from ..models.dense_heads import Centreness, DenseCriterion, DenseHead, DensePostprocess
+from ..models.dense_heads import Centreness, DenseCriterion, DenseHead, DensePostprocess, quality_target
 from ..models.detectors import OneStageDetector
 from ..models.layers import group_norm
 from ..models.losses import FocalLoss, GIoULoss
@@ -38,6 +38,7 @@ def fcos_digits() -> Config[Experiment]:
             class_loss=Config(FocalLoss),
             box_loss=Config(GIoULoss, weight=2.0),
             quality=Config(Centreness),
+            box_weight=quality_target,
         ),
         postprocess=Config(DensePostprocess),
         channels=64,

@@ -15,7 +15,7 @@ from fiddle import Config, Partial
 from ..config import Norm, NumClasses
 from ..models.assigners import FCOSAssigner
 from ..models.coders import DistanceCoder
-from ..models.dense_heads import Centreness, DenseCriterion, DenseHead, DensePostprocess
+from ..models.dense_heads import Centreness, DenseCriterion, DenseHead, DensePostprocess, quality_target
 from ..models.detectors import Normalise, OneStageDetector
 from ..models.layers import FrozenBatchNorm2d, group_norm
 from ..models.losses import FocalLoss, GIoULoss, IoULoss
@@ -37,6 +37,7 @@ def head() -> Partial[DenseHead]:
             class_loss=Config(FocalLoss),
             box_loss=Config(IoULoss),
             quality=Config(Centreness),
+            box_weight=quality_target,
         ),
         postprocess=Config(DensePostprocess),
         norm=group_norm,

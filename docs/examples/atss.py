@@ -9,7 +9,7 @@ from fiddle import Config
 
 import boxwright as bw
 from boxwright.models.coders import DeltaCoder
-from boxwright.models.dense_heads import Centreness
+from boxwright.models.dense_heads import Centreness, quality_target
 from boxwright.models.layers import group_norm
 from boxwright.models.losses import GIoULoss
 from boxwright.models.priors import Anchors
@@ -73,5 +73,6 @@ def atss_r50_fpn_1x() -> Config[bw.Experiment]:
     head.criterion.code_loss = None
     head.criterion.box_loss = Config(GIoULoss, weight=2.0)
     head.criterion.quality = Config(Centreness)
+    head.criterion.box_weight = quality_target
     head.postprocess.nms_iou = 0.6
     return recipe

@@ -1,7 +1,7 @@
 """Heads that predict at every place: the head predicts, a criterion trains, a post-process decodes."""
 
-from .criterion import Centreness, DenseCriterion, PerImage, Positives, Samples
-from .head import DenseHead
+from .criterion import Centreness, DenseCriterion, PerImage, Positives, Samples, quality_target
+from .head import DenseHead, PriorHead, by_prior
 from .postprocess import DensePostprocess
 
 __all__ = [
@@ -11,5 +11,8 @@ __all__ = [
     "DensePostprocess",
     "PerImage",
     "Positives",
+    "PriorHead",
     "Samples",
+    "by_prior",
+    "quality_target",
 ]

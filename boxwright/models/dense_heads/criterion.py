@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...distributed import mean_over_ranks
-from ...structures import DensePredictions, Priors, Targets
-from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
+from ...structures import Assignment, DensePredictions, Priors, Targets
+from ..protocols import Assigner, BoxWeight, ClassLoss, Coder, ElementLoss, Sampler
 from ..samplers import AllSampler
-from ..targets import Filled, Sample, boxes_and_labels
+from ..targets import Filled, Sample, boxes_and_labels, gather_slots
 
 ALL = AllSampler()
 Divisor = Callable[[Sample], Tensor]
@@ -56,12 +57,9 @@ class Centreness:
 
     Args:
         weight: of its binary cross entropy.
-        weighs_boxes: box losses are weighted by the target, as FCOS's authors and MMDetection do;
-            torchvision does not.
     """
 
     weight: float = 1.0
-    weighs_boxes: bool = True
 
     def target(self, boxes: Tensor, priors: Tensor) -> Tensor:
         """Targets `(...)` in 0..1 for ground truth and priors `(..., 4)`."""
@@ -73,6 +71,12 @@ class Centreness:
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits and targets `(...)` to losses `(...)`."""
         return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none") * self.weight
+
+
+def quality_target(scores: Tensor, quality: Tensor | None) -> Tensor:
+    """Weigh the box losses by the quality's target, as FCOS's authors do."""
+    assert quality is not None, "weighing boxes by their quality needs a quality branch"
+    return quality
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class DenseCriterion:
         quality: loss and target of a quality branch.
         class_target: score that a positive's class is trained for, from predicted and true boxes
             `(P, 4)`; without it the assigner's score, or 1.
+        box_weight: weight of each positive's box losses, whose sum, the mean over ranks, then divides them.
         divisor: what summed losses are divided by.
         area: which priors may be trained; None for all.
     """
@@ -99,6 +104,7 @@ class DenseCriterion:
     box_loss: ElementLoss | None = None
     quality: Centreness | None = None
     class_target: ElementLoss | None = None
+    box_weight: BoxWeight | None = None
     divisor: Divisor = POSITIVES
     area: Callable[[Priors, Tensor], Priors] | None = None
 
@@ -109,7 +115,8 @@ class DenseCriterion:
         if self.area is not None:
             priors = self.area(priors, sizes)
         detached = DensePredictions(*(None if t is None else t.detach() for t in vars(predictions).values()))  # pyright: ignore
-        sample = self.sampler(self.assigner(priors, targets, detached))
+        assignment = self.assigner(priors, targets, detached)
+        sample = self.sampler(assignment, partial(self._losses, detached.class_logits, assignment, targets))
         gt_boxes, labels = boxes_and_labels(sample, targets)
         filled = Filled.of(sample.positive)
         shape = (*predictions.codes.shape[:2], 4)
@@ -130,7 +137,7 @@ class DenseCriterion:
             score = sample.score * score
         class_losses = self.class_loss(sample.take(predictions.class_logits), labels, score)
         losses = {"loss/class": total(class_losses, sample.valid, divisor)}
-        box_weight, box_divisor = gt.new_ones(()), divisor
+        quality = None
         if self.quality is not None:
             assert predictions.quality_logits is not None, "the head has no quality branch"
             quality = self.quality.target(gt, prior)
@@ -138,17 +145,23 @@ class DenseCriterion:
             losses["loss/quality"] = total(
                 filled.restore(self.quality(logits, quality)), sample.positive, divisor
             )
-            if self.quality.weighs_boxes:
-                box_weight = quality
-                summed = torch.where(sample.positive, filled.restore(quality), 0.0).sum()
-                box_divisor = mean_over_ranks(summed).clamp(min=1e-6)
+        weight, box_divisor = gt.new_ones(()), divisor
+        if self.box_weight is not None:
+            scores = self.class_loss.scores(filled.drop(sample.take(detached.class_logits)))
+            weight = self.box_weight(scores, quality)
+            summed = torch.where(sample.positive, filled.restore(weight), 0.0).sum()
+            box_divisor = mean_over_ranks(summed).clamp(min=1e-6)
         box_losses = gt.new_zeros(gt.shape[0])
         if self.box_loss is not None:
-            box_losses = box_losses + self.box_loss(boxes, gt) * box_weight
+            box_losses = box_losses + self.box_loss(boxes, gt)
         if self.code_loss is not None:
-            box_losses = (
-                box_losses + self.code_loss(codes, coder.encode(gt, prior, stride)).sum(-1) * box_weight
-            )
-        losses["loss/box"] = total(filled.restore(box_losses), sample.positive, box_divisor)
+            box_losses = box_losses + self.code_loss(codes, coder.encode(gt, prior, stride)).sum(-1)
+        losses["loss/box"] = total(filled.restore(box_losses * weight), sample.positive, box_divisor)
         losses["stat/positives"] = sample.positive.sum() / float(sample.positive.shape[0])
         return losses
+
+    def _losses(self, logits: Tensor, assignment: Assignment, targets: Targets) -> Tensor:
+        """Class losses `(B, A)` of all priors, for samplers that rank by them."""
+        labels = gather_slots(targets.labels, assignment.gt_index)
+        score = assignment.positive.float() if assignment.score is None else assignment.score
+        return self.class_loss(logits, labels, score * assignment.positive)

@@ -18,7 +18,50 @@ from .criterion import DenseCriterion
 from .postprocess import DensePostprocess
 
 
-class DenseHead(nn.Module):
+class PriorHead(nn.Module):
+    """What any head over priors carries: where it predicts, and how it is trained and read.
+
+    A subclass adds layers and `forward`, which gives the raw outputs.
+
+    Args:
+        in_specs: feature levels.
+        priors: what stands at each place.
+        coder: what a box is regressed as.
+        criterion: how it is trained.
+        postprocess: how detections are made of the outputs.
+    """
+
+    def __init__(
+        self,
+        in_specs: Sequence[FeatureSpec],
+        *,
+        priors: PriorGenerator,
+        coder: Coder,
+        criterion: DenseCriterion,
+        postprocess: DensePostprocess,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(spec.stride for spec in in_specs)
+        self.priors, self.coder, self.criterion, self.postprocess = priors, coder, criterion, postprocess
+
+    def place_priors(self, features: Sequence[Tensor], canvas: tuple[int, int]) -> Priors:
+        """Priors of feature maps of these shapes."""
+        shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
+        return self.priors(shapes, self.strides, canvas, features[0].device)
+
+    def loss(
+        self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of raw outputs."""
+        return self.criterion(predictions, priors, targets, sizes, self.coder)
+
+    def decode(self, predictions: DensePredictions, priors: Priors, sizes: Tensor) -> Detections:
+        """Detections, or proposals of an RPN, of raw outputs."""
+        scores = self.criterion.class_loss.scores
+        return self.postprocess(predictions, priors, sizes, self.coder, scores)
+
+
+class DenseHead(PriorHead):
     """Class logits, box codes and, if wanted, a quality logit for each prior.
 
     RetinaNet (arXiv:1708.02002, Sec. 4) and FCOS have two towers of four convolutions; an RPN has one
@@ -61,16 +104,14 @@ class DenseHead(nn.Module):
         class_prior: float | None = 0.01,
         init_std: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(in_specs, priors=priors, coder=coder, criterion=criterion, postprocess=postprocess)
         if len({spec.channels for spec in in_specs}) != 1:
             raise ValueError(
                 f"DenseHead shares its weights over levels of equal channels, got {tuple(in_specs)}"
             )
         if (quality_branch is None) != (criterion.quality is None):
             raise ValueError("DenseHead: give both `quality_branch` and `criterion.quality`, or neither")
-        self.strides = tuple(spec.stride for spec in in_specs)
         self.num_classes = num_classes
-        self.priors, self.coder, self.criterion, self.postprocess = priors, coder, criterion, postprocess
         self.columns = criterion.class_loss.columns(num_classes)
 
         def convs(count: int, first: int) -> nn.Sequential:
@@ -105,34 +146,16 @@ class DenseHead(nn.Module):
             shared = self.stem(feature)
             class_features, box_features = self.class_tower(shared), self.box_tower(shared)
             code = self.box_predictor(box_features)
-            classes.append(_by_prior(self.class_predictor(class_features), self.columns))
-            codes.append(
-                _by_prior(code if self.scales is None else self.scales[level](code), self.coder.size)
-            )
+            classes.append(by_prior(self.class_predictor(class_features), self.columns))
+            codes.append(by_prior(code if self.scales is None else self.scales[level](code), self.coder.size))
             if self.quality_predictor is not None:
                 branch = class_features if self.quality_branch == "class" else box_features
-                qualities.append(_by_prior(self.quality_predictor(branch), 1)[..., 0])
+                qualities.append(by_prior(self.quality_predictor(branch), 1)[..., 0])
         return DensePredictions(
             torch.cat(classes, 1), torch.cat(codes, 1), torch.cat(qualities, 1) if qualities else None
         )
 
-    def place_priors(self, features: Sequence[Tensor], canvas: tuple[int, int]) -> Priors:
-        """Priors of feature maps of these shapes."""
-        shapes = [(int(f.shape[2]), int(f.shape[3])) for f in features]
-        return self.priors(shapes, self.strides, canvas, features[0].device)
 
-    def loss(
-        self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor
-    ) -> dict[str, Tensor]:
-        """Losses of raw outputs."""
-        return self.criterion(predictions, priors, targets, sizes, self.coder)
-
-    def decode(self, predictions: DensePredictions, priors: Priors, sizes: Tensor) -> Detections:
-        """Detections, or proposals of an RPN, of raw outputs."""
-        scores = self.criterion.class_loss.scores
-        return self.postprocess(predictions, priors, sizes, self.coder, scores)
-
-
-def _by_prior(output: Tensor, size: int) -> Tensor:
+def by_prior(output: Tensor, size: int) -> Tensor:
     """`(B, K * size, H, W)` to `(B, H * W * K, size)`."""
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, size)

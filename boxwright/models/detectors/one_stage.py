@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ...structures import Batch, Detections, FeatureSpec
-from ..dense_heads import DenseHead
+from ..dense_heads import PriorHead
 from .preprocess import Normalise
 from .pyramid import PyramidDetector, canvas_of, targets_of
 
@@ -26,7 +26,7 @@ class OneStageDetector(PyramidDetector):
         self,
         backbone: nn.Module,
         neck: Callable[[Sequence[FeatureSpec]], nn.Module],
-        head: Callable[[Sequence[FeatureSpec]], DenseHead],
+        head: Callable[[Sequence[FeatureSpec]], PriorHead],
         normalise: Normalise | None = None,
     ) -> None:
         super().__init__(backbone, neck, normalise)

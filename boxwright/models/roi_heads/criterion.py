@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...distributed import mean_over_ranks
 from ...structures import Priors, Targets
 from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
-from ..targets import Filled, Sample, boxes_and_labels
+from ..targets import Filled, Sample, boxes_and_labels, gather_slots
 
 if TYPE_CHECKING:
     from .box_head import RoIPredictions
@@ -37,16 +38,32 @@ class RoICriterion:
     box_loss: ElementLoss | None = None
     add_ground_truth: bool = True
 
-    def sample(self, boxes: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Sample]:
+    def sample(
+        self,
+        boxes: Tensor,
+        valid: Tensor,
+        targets: Targets,
+        predict: Callable[[Tensor, Tensor], RoIPredictions] | None = None,
+    ) -> tuple[Tensor, Sample]:
         """Regions `(B, S, 4)` to train on, from proposals `(B, R, 4)` with `valid (B, R)`, and their sample.
 
-        An index of R or more in the sample is a ground truth that was added.
+        An index of R or more in the sample is a ground truth that was added. `predict` gives the outputs for
+        boxes and their validity, to samplers that rank by loss.
         """
         if self.add_ground_truth:
             boxes = torch.cat((boxes, targets.boxes), dim=1)
             valid = torch.cat((valid, targets.valid), dim=1)
         count = boxes.shape[1]
-        sample = self.sampler(self.assigner(Priors(boxes, boxes.new_ones(count), (count,), valid), targets))
+        assignment = self.assigner(Priors(boxes, boxes.new_ones(count), (count,), valid), targets)
+
+        def losses() -> Tensor:
+            assert predict is not None, "this sampler ranks by loss: give `predict`"
+            with torch.no_grad():
+                labels = gather_slots(targets.labels, assignment.gt_index)
+                logits = predict(boxes, valid).class_logits
+                return self.class_loss(logits, labels, assignment.positive.float())
+
+        sample = self.sampler(assignment, losses)
         return sample.take(boxes), sample
 
     def __call__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class RoIHeads(nn.Module):
         regions, sample = boxes, None
         for number, (stage, weight) in enumerate(zip(self.stages, self.loss_weights, strict=True)):
             assert isinstance(stage, BoxHead)
-            regions, sample = stage.criterion.sample(boxes, valid, targets)
+            regions, sample = stage.criterion.sample(boxes, valid, targets, partial(stage, features))
             outputs = stage(features, regions, sample.valid)
             found = stage.criterion(outputs, regions, sample, targets, stage.coder)
             found = {k: v * weight if k.startswith("loss/") else v for k, v in found.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ...structures import Assignment
 from ..targets import Sample
@@ -12,7 +15,7 @@ from ..targets import Sample
 class AllSampler:
     """Every prior, in its own slot."""
 
-    def __call__(self, assignment: Assignment) -> Sample:
+    def __call__(self, assignment: Assignment, losses: Callable[[], Tensor] | None = None) -> Sample:
         """Sample with S = A."""
         a = assignment
         return Sample(None, a.gt_index, a.positive, a.negative, a.score)

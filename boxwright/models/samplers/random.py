@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class RandomSampler:
         """The first slots that can hold positives."""
         return min(int(self.number * self.positive_share), num_priors)
 
-    def __call__(self, assignment: Assignment) -> Sample:
+    def __call__(self, assignment: Assignment, losses: Callable[[], Tensor] | None = None) -> Sample:
         """Sample with S = `number`, or A if there are fewer priors."""
         a, num_priors = assignment, assignment.positive.shape[1]
         priority = torch.rand(a.positive.shape, device=a.positive.device)
