@@ -1,0 +1,98 @@
+"""Records of MMDetection 3.3.0's published configurations, and our recipes with their weights and inputs.
+
+The records in `golden/` hold what MMDetection computed in float32 on a CPU, for weights, images and targets
+that `golden_inputs.py` makes again. What a record changed for determinism is changed here, too: sampling
+takes everything.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import golden_inputs
+import torch
+from torch import Tensor
+
+from boxwright.config import Pretrained, build, set_tagged
+from boxwright.interop import from_mmdetection
+from boxwright.models.detectors import Normalise, OneStageDetector, TwoStageDetector
+from boxwright.ops.masks import pack
+from boxwright.recipes import recipe
+from boxwright.structures import Batch, Targets
+
+FOLDER = Path(__file__).parent / "golden"
+SLOTS = 8
+
+
+@dataclass
+class Golden:
+    """A record, our model with its weights, and its inputs."""
+
+    record: dict[str, Any]
+    model: OneStageDetector | TwoStageDetector
+    names: dict[str, str]
+    batch: Batch
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.record["input"]["height"], self.record["input"]["width"]
+
+
+def load(record_name: str, recipe_name: str) -> Golden:
+    """A record with the recipe's detector filled by the importer."""
+    record = json.loads(gzip.decompress((FOLDER / f"{record_name}.json.gz").read_bytes()))
+    model = build_model(recipe_name)
+    fill, size = record["fill"], (record["input"]["height"], record["input"]["width"])
+    weights = golden_inputs.fill_state_dict(record["keys"], fill["seed"], fill["adjust"], fill["aliases"])
+    for name, figures in fill["check"].items():
+        agree(weights[name], figures, 1e-6)
+    report = from_mmdetection({"state_dict": weights}, model)
+    return Golden(record, model, dict(report.names), make_batch(record, size))
+
+
+def build_model(name: str) -> OneStageDetector | TwoStageDetector:
+    """The recipe's model; images are normalised already, and sampling takes everything."""
+    config = recipe(name).model
+    set_tagged(config, Pretrained, None)
+    config.normalise = fdl.Config(Normalise, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    if fdl.get_callable(config) is TwoStageDetector:
+        config.rpn.criterion.sampler.number = 1_000_000
+        for stage in config.roi.stages:
+            stage.criterion.sampler.number = 1_000_000
+    return build(config)
+
+
+def make_batch(record: dict[str, Any], size: tuple[int, int]) -> Batch:
+    images = golden_inputs.image_batch(2, *size)
+    agree(images, record["input"]["image"], 1e-6)
+    truth = golden_inputs.targets(2, *size)
+    boxes, labels = torch.zeros(2, SLOTS, 4), torch.zeros(2, SLOTS, dtype=torch.int64)
+    valid = torch.zeros(2, SLOTS, dtype=torch.bool)
+    for i, target in enumerate(truth):
+        count = len(target["boxes"])
+        boxes[i, :count], labels[i, :count], valid[i, :count] = target["boxes"], target["labels"], True
+    masks = pack([target["masks"] for target in truth], SLOTS)
+    sizes = torch.tensor([meta["img_shape"] for meta in record["input"]["metas"]])
+    return Batch(images, sizes, Targets(boxes, labels, valid, torch.zeros_like(valid), masks))
+
+
+def agree(tensor: Tensor, figures: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """Shape, mean, deviation and some values, to a tolerance in standard deviations."""
+    assert list(tensor.shape) == figures["shape"]
+    bound = tolerance * figures["std"]
+    tensor = tensor.double()
+    assert abs(tensor.mean().item() - figures["mean"]) <= bound
+    assert abs(tensor.std(correction=0).item() - figures["std"]) <= bound
+    values = tensor.flatten()[figures["index"]]
+    assert (values - torch.tensor(figures["values"], dtype=torch.float64)).abs().max() <= bound
+
+
+def as_maps(values: Tensor, shapes: list[tuple[int, int]], per_place: int) -> list[Tensor]:
+    """`(B, A, C)` of all levels to one `(B, places * C, H, W)` a level."""
+    parts = values.split([h * w * per_place for h, w in shapes], dim=1)
+    return [p.reshape(len(p), h, w, -1).permute(0, 3, 1, 2) for p, (h, w) in zip(parts, shapes, strict=True)]
