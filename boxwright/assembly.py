@@ -146,21 +146,17 @@ def describe_data(data: Data, described: fdl.Buildable | None) -> fdl.Buildable:
 
     Args:
         data: the opened data set.
-        described: the call that opened it, where the experiment holds one. Without, it is the folder with its
-            format; choices beyond these, which an opened data set does not tell, are said to be lost.
+        described: the call that opened it, where the experiment holds one.
     """
+    if data.arguments is not None:
+        return fdl.Config(folder, **data.arguments)
     if described is not None:
-        config = clone(described)
-        if fdl.get_callable(config) is folder:
-            config.root = str(Path(data.root).absolute())
-        return config
-    config = fdl.Config(folder, root=str(data.root), format=data.format)
-    if {n: len(t) for n, t in build(config).splits.items()} != {n: len(t) for n, t in data.splits.items()}:
-        notify(
-            "config.json will not say which splits of the data set were chosen: give `data=` to evaluate, "
-            "or train with experiment.data = fiddle.Config(boxwright.data.folder, root=..., train=...)"
-        )
-    return config
+        return clone(described)
+    notify(
+        "config.json cannot say how this data set was made: give `data=` to evaluate, or train with "
+        "experiment.data = fiddle.Config(FUNCTION, ...) of a function that makes it"
+    )
+    return fdl.Config(folder, root=str(data.root))
 
 
 def set_num_classes(config: fdl.Buildable, count: int) -> None:

@@ -320,7 +320,7 @@ def to_pil(picture: Picture) -> Image.Image:
     pixels = (
         picture.detach().cpu()
         if isinstance(picture, Tensor)
-        else torch.from_numpy(np.ascontiguousarray(picture))
+        else torch.from_numpy(np.array(picture))
     )
     if isinstance(picture, Tensor):
         if pixels.ndim != 3 or pixels.shape[0] != 3:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import boxwright as bw
+from boxwright.assembly import describe_data
 from boxwright.config import NumClasses, apply_overrides, from_json, to_json
 from boxwright.engine.checkpoint import load_weights, save_weights
 from boxwright.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -27,8 +28,8 @@ TINY = [
     "model.head.tower_convs=1",
     "model.head.norm=None",
     "model.head.postprocess.score_threshold=0.0",
-    "train_transforms.0.short=64",
-    "train_transforms.0.long=64",
+    "train_transforms.1.short=64",
+    "train_transforms.1.long=64",
     "eval_transforms.0.short=64",
     "eval_transforms.0.long=64",
     "canvas.shapes=((64,64),)",
@@ -227,6 +228,14 @@ def test_metrics_are_a_mapping_that_prints() -> None:
     with pytest.raises(KeyError, match="there are: bbox/AP"):
         metrics["bbox/APP"]
     assert str(Metrics({})) != ""
+
+
+def test_a_run_says_how_its_data_was_chosen(tiny_data: Path) -> None:
+    data = bw.data.folder(tiny_data, format="coco", train="val", test="train")
+    described = describe_data(data, None)
+    again = bw.build(from_json(to_json(described)))
+    assert list(again.splits) == list(data.splits) == ["train", "test"]
+    assert again.root == data.root
 
 
 def test_predicting_sees_the_pixels_that_the_evaluation_saw(run: bw.Run, tiny_data: Path) -> None:

@@ -30,6 +30,7 @@ class Data:
         splits: table of each split by name, "train", "val" and "test" first.
         label_map: classes of all splits together.
         found: what was found, in a sentence for each split.
+        arguments: what opens it again with `folder`; None if it was made in another way.
     """
 
     root: Path
@@ -37,6 +38,7 @@ class Data:
     splits: Mapping[str, Table]
     label_map: LabelMap
     found: str
+    arguments: Mapping[str, str] | None = None
 
     def __str__(self) -> str:
         return self.found
@@ -112,6 +114,8 @@ def folder(
         DataError: nothing fits, a choice names nothing, or annotations are broken: the message names
             the file, the record and the remedy.
     """
+    said = {"format": format, "train": train, "val": val, "test": test}
+    said |= {"annotations": annotations, "images": images}
     base = Path(os.path.abspath(os.path.expanduser(root)))
     if not base.is_dir():
         what = "is a file; name the folder it lies in" if base.is_file() else "does not exist; check the path"
@@ -124,7 +128,9 @@ def folder(
         if format in (None, reader.NAME):
             sources = _sources(reader, base, request, explicit)
             if sources:
-                return _open(base, reader, sources)
+                arguments = {"root": str(base), "format": reader.NAME}
+                arguments |= {name: value for name, value in said.items() if value is not None}
+                return dataclasses.replace(_open(base, reader, sources), arguments=arguments)
     raise DataError(_nothing_found(base, format, explicit))
 
 

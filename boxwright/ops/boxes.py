@@ -73,12 +73,6 @@ def flip_horizontal(boxes: Tensor, width: Tensor | float) -> Tensor:
     return torch.stack((width - x2, y1, width - x1, y2), -1)
 
 
-def min_side_mask(boxes: Tensor, minimum: float) -> Tensor:
-    """Bool `(...)`: boxes `(..., 4)` whose width and height are both at least `minimum` pixels."""
-    x1, y1, x2, y2 = as_float(boxes).unbind(-1)
-    return (x2 - x1 >= minimum) & (y2 - y1 >= minimum)
-
-
 def pairwise_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Intersection areas `(..., N, M)` of boxes `(..., N, 4)` and `(..., M, 4)`; leading dims broadcast."""
     first, second = _pairs(boxes1, boxes2)

@@ -48,11 +48,6 @@ def test_flip_twice_is_nothing():
     torch.testing.assert_close(ops.flip_horizontal(boxes[0], 64.0), flipped[0])
 
 
-def test_min_side_includes_the_minimum():
-    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.9], [0, 0, 3, 5]])
-    assert ops.min_side_mask(boxes, 2).tolist() == [True, False, True]
-
-
 def test_pairwise_iou_agrees_with_torchvision():
     first, second = make(30, 1)[0], make(20, 2)[0]
     torch.testing.assert_close(ops.pairwise_iou(first, second), torchvision.ops.box_iou(first, second))

@@ -3,7 +3,7 @@
 from .conv import Activation, ConvFactory, ConvNorm, relu
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .freeze import freeze, set_batch_norm_eval
-from .init import bias_for_prior, init_caffe2_xavier, init_kaiming, init_normal, init_xavier
+from .init import bias_for_prior, init_kaiming, init_normal, init_xavier
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
 from .scale import Scale
 
@@ -18,7 +18,6 @@ __all__ = [
     "bias_for_prior",
     "freeze",
     "group_norm",
-    "init_caffe2_xavier",
     "init_kaiming",
     "init_normal",
     "init_xavier",

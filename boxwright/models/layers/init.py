@@ -36,12 +36,6 @@ def init_xavier(module: nn.Module) -> None:
         nn.init.xavier_uniform_(layer.weight)
 
 
-def init_caffe2_xavier(module: nn.Module) -> None:
-    """What Caffe2 calls Xavier: uniform in +-sqrt(3 / fan in), that is Kaiming's for a linear layer."""
-    for layer in _weighted(module):
-        nn.init.kaiming_uniform_(layer.weight, a=1)
-
-
 def init_kaiming(module: nn.Module) -> None:
     """Kaiming's normal weights for ReLU, by fan out (arXiv:1502.01852, Eq. 14)."""
     for layer in _weighted(module):

@@ -12,7 +12,6 @@ from boxwright.models.layers import (
     bias_for_prior,
     freeze,
     group_norm,
-    init_caffe2_xavier,
     init_kaiming,
     init_normal,
     init_xavier,
@@ -99,7 +98,6 @@ def test_scale_multiplies_and_keeps_the_dtype():
     [
         (partial(init_normal, std=0.05), 0.05),
         (init_xavier, math.sqrt(2 / (9 * 64 + 9 * 128))),
-        (init_caffe2_xavier, math.sqrt(1 / (9 * 64))),
         (init_kaiming, math.sqrt(2 / (9 * 128))),
     ],
 )
