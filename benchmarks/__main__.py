@@ -1,0 +1,34 @@
+"""`python -m benchmarks NAME [options]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {
+    "training": "a training step: RetinaNet, FCOS, Faster and Mask R-CNN beside torchvision's",
+    "inference": "prediction with post-processing: latency at batch 1 and throughput",
+    "operators": "NMS, RoIAlign, focal loss, assignment, mask paste, deformable convolution",
+    "memory": "peak memory of a training step",
+    "loader": "images a second from JPEG files to batches, and the memory of its workers",
+    "evaluator": "COCO metrics of 500,000 detections beside pycocotools",
+    "startup": "import, building a recipe, the first step, with and without a compile cache",
+    "quality": "AP on real images after a given wall time",
+    "gpu": "training, inference and operators on a CUDA device, within ten minutes",
+    "table": "make docs/benchmarks.md from the recorded rows",
+}
+
+
+def main() -> None:
+    """Run the named script with the remaining arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        width = max(map(len, NAMES))
+        print(__doc__, *(f"  {name:{width}}  {what}" for name, what in NAMES.items()), sep="\n")
+        print("\n`python -m benchmarks NAME --help` says what a script can be told.")
+        sys.exit(0 if sys.argv[1:] in ([], ["--help"], ["-h"]) else f"no benchmark {sys.argv[1]!r}")
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"python -m benchmarks {name}"
+    importlib.import_module(f"benchmarks.{name}").main()
+
+
+main()

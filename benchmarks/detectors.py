@@ -1,0 +1,198 @@
+"""torchvision's detectors, ours with the same weights and settings, and the same images for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from boxwright.engine.precision import resolve_precision
+from boxwright.interop import from_torchvision
+from boxwright.models.detectors import OneStageDetector, TwoStageDetector
+from boxwright.ops.masks import pack
+from boxwright.structures import Batch, Targets, to_device
+
+OBJECTS = 8
+CLASSES = 80
+
+
+def mobilenet_faster_rcnn() -> nn.Module:
+    """Torchvision's Faster R-CNN sized as `faster_rcnn_mnv2_320`."""
+    network = torchvision.models.mobilenet_v2(norm_layer=FrozenBatchNorm2d)
+    backbone = BackboneWithFPN(network.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
+    return detection.FasterRCNN(
+        backbone,
+        CLASSES + 1,
+        min_size=256,
+        max_size=320,
+        rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 4),
+        rpn_pre_nms_top_n_train=500,
+        rpn_post_nms_top_n_train=300,
+        rpn_post_nms_top_n_test=300,
+        box_batch_size_per_image=128,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=112),
+        box_head=detection.faster_rcnn.TwoMLPHead(128 * 49, 512),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(512, CLASSES + 1),
+    )
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    extra = 1 if "rcnn" in name else 0
+    arguments = {"weights": None, "weights_backbone": None, "num_classes": CLASSES + extra}
+    return lambda: getattr(detection, name)(**arguments, trainable_backbone_layers=3)
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "retinanet_r50_fpn": _torchvision("retinanet_resnet50_fpn"),
+    "fcos_r50_fpn": _torchvision("fcos_resnet50_fpn"),
+    "faster_rcnn_r50_fpn": _torchvision("fasterrcnn_resnet50_fpn"),
+    "mask_rcnn_r50_fpn": _torchvision("maskrcnn_resnet50_fpn"),
+    "faster_rcnn_mnv2_320": mobilenet_faster_rcnn,
+}
+
+
+@dataclass
+class Pair:
+    """Two detectors with the same weights, and the images and objects of one step for each.
+
+    Args:
+        theirs: torchvision's. Resizing is switched off: the images have their size already.
+        ours: made of it by the importer.
+        images: float images in 0..1, as torchvision takes them.
+        targets: as torchvision takes them.
+        batch: the same for ours.
+    """
+
+    theirs: nn.Module
+    ours: OneStageDetector | TwoStageDetector
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    batch: Batch
+
+    def step(self, who: str, precision: str) -> Callable[[], object]:
+        """A whole training step: forward, backward, SGD."""
+        ours = who == "ours"
+        model = (self.ours if ours else self.theirs).train()
+        device = self.batch.images.device
+        chosen = resolve_precision(precision, device)
+        if ours and chosen.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=ours or None)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with chosen.autocast(device):
+                losses = model(self.batch) if ours else model(list(self.images), list(self.targets))
+            total = [v for k, v in losses.items() if not ours or k.startswith("loss/")]
+            torch.stack([value.float() for value in total]).sum().backward()
+            optimizer.step()
+
+        return step
+
+    def predict(self, who: str, precision: str) -> Callable[[], object]:
+        """Detections of the batch, post-processing included (masks as probabilities within their boxes)."""
+        ours = who == "ours"
+        model = (self.ours if ours else self.theirs).eval()
+        device = self.batch.images.device
+        chosen = resolve_precision(precision, device)
+        if ours and chosen.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore
+
+        def predict() -> object:
+            with torch.inference_mode(), chosen.autocast(device):
+                if ours:
+                    return self.ours.predict(self.batch.images, self.batch.sizes)
+                return model(list(self.images))
+
+        return predict
+
+    def difference(self) -> float:
+        """Largest difference of their features, in standard deviations: that they do the same work."""
+        self.theirs.eval(), self.ours.eval()
+        with torch.inference_mode():
+            images, _ = self.theirs.transform(list(self.images))  # pyright: ignore
+            theirs = self.theirs.backbone(images.tensors)  # pyright: ignore
+            ours = self.ours.features(self.batch.images, self.batch.sizes)
+            return max(
+                float((a.float() - b.float()).abs().max() / b.float().std())
+                for a, b in zip(ours, theirs.values(), strict=True)
+            )
+
+
+def make_pair(name: str, batch: int, height: int, width: int, device: torch.device) -> Pair:
+    """Both detectors with random weights, calibrated so that activations keep their scale."""
+    torch.manual_seed(0)
+    theirs = BUILDERS[name]()
+    theirs.transform.resize = lambda image, target=None: (image, target)  # pyright: ignore
+    theirs.transform.postprocess = lambda result, shapes, originals: result  # pyright: ignore
+    images, targets, ours = make_input(batch, height, width, "mask" in name)
+    calibrate(theirs, images[:1])
+    model = from_torchvision(theirs)
+    shift = 1 if isinstance(model, TwoStageDetector) else 0
+    moved = [{k: v.to(device) for k, v in t.items()} for t in targets]
+    for target in moved:
+        target["labels"] = target["labels"] + shift
+    pair = Pair(
+        theirs.to(device), model.to(device), [i.to(device) for i in images], moved, to_device(ours, device)
+    )  # pyright: ignore
+    difference = pair.difference()
+    assert difference < 1e-2, f"{name}: features differ by {difference:.2g} standard deviations"
+    return pair
+
+
+def make_input(
+    batch: int, height: int, width: int, masks: bool
+) -> tuple[list[Tensor], list[dict[str, Tensor]], Batch]:
+    """Smooth random images with eight ellipses each."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, height // 16, width // 16, generator=g)
+    pixels = nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul(255).to(torch.uint8)
+    side = torch.rand(batch, OBJECTS, 2, generator=g) * 0.35 + 0.05
+    start = torch.rand(batch, OBJECTS, 2, generator=g) * (0.99 - side)
+    boxes = torch.cat((start, start + side), -1) * torch.tensor([width, height, width, height])
+    labels = torch.randint(0, CLASSES, (batch, OBJECTS), generator=g)
+    valid = torch.ones(batch, OBJECTS, dtype=torch.bool)
+    bitmaps = [torch.stack([_ellipse(box, height, width) for box in image]) for image in boxes]
+    targets = [
+        {"boxes": b, "labels": n} | ({"masks": m} if masks else {})
+        for b, n, m in zip(boxes, labels, bitmaps, strict=True)
+    ]
+    truth = Targets(boxes, labels, valid, ~valid, pack(bitmaps, OBJECTS) if masks else None)
+    sizes = torch.tensor([[height, width]]).repeat(batch, 1)
+    return [image / 255 for image in pixels], targets, Batch(pixels, sizes, truth)
+
+
+def _ellipse(box: Tensor, height: int, width: int) -> Tensor:
+    x1, y1, x2, y2 = box
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None] + 0.5
+    return ((((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2) <= 1).to(
+        torch.uint8
+    )
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, images: list[Tensor]) -> None:
+    """Give the norms of a random network the statistics of an image, as pretrained ones have.
+
+    Without, activations grow from block to block, and boxes and scores become meaningless.
+    """
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]
+        norm.running_mean.copy_(x.mean((0, 2, 3)))  # pyright: ignore
+        norm.running_var.copy_(x.var((0, 2, 3)).clamp(min=1e-3))  # pyright: ignore
+
+    norms = [m for m in module.modules() if isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    module.eval()(list(images))
+    for hook in hooks:
+        hook.remove()

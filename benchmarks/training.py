@@ -1,0 +1,74 @@
+"""A training step, ours beside torchvision's, in the same and in our own precision.
+
+Weights are torchvision's through the importer, images and objects are the same, the same layers are frozen,
+and both sample as many anchors and proposals (which ones is drawn). Operations are counted in our step.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from boxwright.engine.precision import resolve_precision
+
+from . import harness
+from .detectors import BUILDERS, Pair, make_pair
+
+
+def main() -> None:
+    """Measure the chosen detectors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", nargs="*", type=int, help="default 2 8 on a CPU, 2 8 16 32 on CUDA")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"])
+    arguments = parser.parse_args()
+    device = harness.the_device()
+    for name in arguments.models:
+        for batch in arguments.batch or batches(name, device):
+            size = arguments.size or input_size(name, device)
+            pair = make_pair(name, batch, *size, device)
+            measure(pair, name, batch, size, device, arguments.precisions, arguments.repeats)
+
+
+def input_size(name: str, device: torch.device) -> tuple[int, int]:
+    """Height and width of the images."""
+    return (256, 320) if "320" in name else (800, 1344) if device.type == "cuda" else (512, 640)
+
+
+def batches(name: str, device: torch.device) -> list[int]:
+    """Images a step."""
+    return [8] if "320" in name else [2, 8, 16, 32] if device.type == "cuda" else [2]
+
+
+def measure(
+    pair: Pair,
+    name: str,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+    precisions: list[str],
+    repeats: int,
+) -> None:
+    """Time both in each precision, all in turn."""
+    with FlopCounterMode(display=False) as counter:
+        pair.step("ours", "fp32")()
+    for precision in precisions:
+        runs = {who: pair.step(who, precision) for who in ("ours", "torchvision")}
+        timings = harness.interleave(runs, repeats, device)
+        rows = harness.rows_of(
+            timings,
+            name,
+            precision,
+            device,
+            batch=batch,
+            size="x".join(map(str, size)),
+            operations=counter.get_total_flops(),
+            dtype=resolve_precision(precision, device).dtype,
+        )
+        harness.record("training", rows, device)
