@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxwright.ops.deform_conv import deform_conv2d, deform_conv2d_reference
 from boxwright.ops.masks import mask_targets, mask_targets_reference, pack, paste, paste_reference
 from boxwright.ops.nms import nms, nms_reference
 from boxwright.ops.roi_align import assign_levels, roi_align, roi_align_reference
@@ -16,12 +17,14 @@ def backends(device: torch.device | str = "cpu") -> dict[str, str]:
         return {
             "nms": "torchvision, one call per image and group",
             "roi_align": "torch embedding_bag, a sparse product over all levels",
+            "deform_conv2d": "torchvision, in float32",
             "mask_targets": "torchvision, one call per object on its crop",
             "paste": "torch grid_sample inside each box",
         }
     return {
         "nms": "torchvision, groups set apart in float64",
         "roi_align": "torchvision, each level pools all slots",
+        "deform_conv2d": "torchvision, in float32",
         "mask_targets": "torchvision, one call per object on its crop",
         "paste": "torch grid_sample over the image, in chunks",
     }
@@ -42,6 +45,7 @@ def errors(device: torch.device | str = "cpu", seed: int = 0) -> dict[str, float
         **_roi_align_errors(boxes, valid, generator),
         "mask_targets": _mask_targets_error(boxes, valid, generator),
         "paste": _paste_error(boxes[0], generator),
+        **_deform_conv_errors(generator, device),
     }
 
 
@@ -76,6 +80,24 @@ def _roi_align_errors(boxes: Tensor, valid: Tensor, generator: torch.Generator) 
     expected_grads = torch.autograd.grad((expected * weight).sum(), features)
     backward = max(_difference(a, b) for a, b in zip(grads, expected_grads, strict=True))
     return {"roi_align": _difference(output.detach(), expected.detach()), "roi_align_backward": backward}
+
+
+def _deform_conv_errors(generator: torch.Generator, device: torch.device | str) -> dict[str, float]:
+    """Two groups of channels with offsets of their own, three times three modulated taps, stride 2."""
+    shapes = ((2, 4, 9, 12), (2, 36, 5, 6), (6, 4, 3, 3), (2, 18, 5, 6))
+    inputs = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    output, expected = (
+        function(*inputs[:3], stride=2, padding=1, mask=inputs[3])
+        for function in (deform_conv2d, deform_conv2d_reference)
+    )
+    weight = torch.randn(output.shape, generator=generator).to(device)
+    grads = torch.autograd.grad((output * weight).sum(), inputs)
+    expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
+    backward = max(_difference(a, b) for a, b in zip(grads, expected_grads, strict=True))
+    return {
+        "deform_conv2d": _difference(output.detach(), expected.detach()),
+        "deform_conv2d_backward": backward,
+    }
 
 
 def _mask_targets_error(boxes: Tensor, positive: Tensor, generator: torch.Generator) -> float:
