@@ -30,6 +30,7 @@ def table() -> dict[str, Recipe]:
         retinanet.retinanet_r50_fpn_2x,
         retinanet.retinanet_r101_fpn_1x,
         retinanet.retinanet_x101_64x4d_fpn_1x,
+        retinanet.retinanet_mnv2_320,
         fcos.fcos_r50_fpn_1x,
         fcos.fcos_r50_fpn_2x,
         fcos.fcos_r101_fpn_1x,
