@@ -11,7 +11,7 @@ from fiddle import Config, Partial
 from ..config import Norm, NumClasses, Pretrained
 from ..data import folder
 from ..data.canvas import Canvas
-from ..data.transforms import HorizontalFlip, RandomCrop, Resize
+from ..data.transforms import HorizontalFlip, PhotometricDistortion, RandomCrop, Resize
 from ..engine.optim import sgd
 from ..engine.schedule import CosineSchedule, StepSchedule
 from ..models.assigners import MaxIoUAssigner
@@ -24,6 +24,7 @@ from ..models.necks.fpn import FPN
 from ..models.priors import Anchors, TrainableArea
 from ..models.roi_heads import BoxHead, RoICriterion, RoIExtractor, RoIHeads, RoIPostprocess
 from ..models.samplers import RandomSampler
+from ..models.suppression import GreedyNMS
 from .experiment import Experiment
 
 COCO_CLASSES = 80
@@ -80,6 +81,7 @@ def rpn_head(
             code_loss=Config(SmoothL1, beta=0.0),
             divisor=Config(Samples),
             area=Config(TrainableArea),
+            class_agnostic=True,
         ),
         postprocess=proposals(1000, after_nms),
         channels=channels,
@@ -96,7 +98,7 @@ def proposals(before_nms: int, after_nms: int) -> Config[DensePostprocess]:
         DensePostprocess,
         score_threshold=None,
         candidates=before_nms,
-        nms_iou=0.7,
+        nms=Config(GreedyNMS, iou=0.7),
         nms_groups="level",
         max_detections=after_nms,
     )
@@ -165,7 +167,7 @@ def schedule_2x(recipe: Config[Experiment]) -> Config[Experiment]:
 def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -> Config[Experiment]:
     """A training for two CPU cores: images of at most 320 pixels, 8 a step, a cosine schedule.
 
-    Crops and the average of the weights are for the small data sets that fit such a machine.
+    Crops, colours and the average of the weights are for the small data sets that fit such a machine.
     """
     return Config(
         Experiment,
@@ -175,6 +177,14 @@ def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -
             Config(RandomCrop, scale=(0.5, 1.0)),
             Config(Resize, short=320, long=320),
             Config(HorizontalFlip),
+            Config(
+                PhotometricDistortion,
+                brightness=24.0,
+                contrast=(0.7, 1.3),
+                saturation=(0.7, 1.3),
+                hue=9.0,
+                permute=False,
+            ),
         ],
         eval_transforms=[Config(Resize, short=320, long=320)],
         canvas=Config(Canvas, shapes=((256, 320), (320, 256), (320, 320))),

@@ -29,6 +29,7 @@ class PhotometricDistortion:
         saturation: range of the factor.
         hue: the angle is drawn from [-hue, hue], in degrees.
         p: probability of each step.
+        permute: whether the channels may be permuted, too.
     """
 
     brightness: float = 32.0
@@ -36,6 +37,7 @@ class PhotometricDistortion:
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0
     p: float = 0.5
+    permute: bool = True
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample with another image."""
@@ -45,8 +47,8 @@ class PhotometricDistortion:
         saturation = uniform(generator, *self.saturation) if happens[2] else 1.0
         angle = uniform(generator, -self.hue, self.hue) if happens[3] else 0.0
         contrast_first = chance(generator, 0.5)
-        order = torch.randperm(3, generator=generator) if happens[4] else None
-        if not any(happens):
+        order = torch.randperm(3, generator=generator) if happens[4] and self.permute else None
+        if not any(happens[:4]) and order is None:
             return sample
 
         image = sample["image"].as_subclass(Tensor).to(torch.float32, memory_format=torch.contiguous_format)
