@@ -16,11 +16,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "boxwright"
 ROWS = (
     "structures labels errors distributed ops config",
     "models.layers models.backbones models.necks models.priors models.coders models.assigners models.samplers"
-    " models.losses models.targets models.protocols",
+    " models.losses models.targets models.protocols models.suppression models.adaptive",
     "models.dense_heads models.roi_heads models.query_heads",
     "models.detectors engine evaluation data compress interop visualize demo_data",
     "recipes",
-    "cli serve study export api assembly inference metrics report demo doctor",
+    "cli serve study export convert api assembly inference metrics report demo doctor",
 )
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row.split()}
 
@@ -28,9 +28,12 @@ ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row.split(
 SIDEWAYS = {
     "models.backbones": {"models.layers"},
     "models.necks": {"models.layers"},
-    "models.assigners": {"models.losses", "models.targets"},  # a rule may be based on the loss of a pair
+    # a rule may be based on the loss of a pair
+    "models.assigners": {"models.losses", "models.targets", "models.adaptive"},
+    "models.losses": {"models.adaptive"},
     "models.samplers": {"models.targets"},
-    "models.protocols": {"models.targets"},
+    "models.protocols": {"models.targets", "models.suppression"},
+    "models.suppression": {"models.targets"},
     "interop": {"models.detectors"},  # other libraries' detectors become ours
 }
 # Without a row: the package's lazy names, which only the top row may use, and what says nothing of parts.

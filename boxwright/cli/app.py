@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import configure, data, demo, doctor, evaluate, predict, train
+from . import configure, convert, data, demo, doctor, evaluate, predict, train
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -53,5 +53,6 @@ app.command("predict")(predict.predict)
 app.command("recipes")(configure.recipes)
 app.command("config")(configure.config)
 app.add_typer(data.app, name="data")
+app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -1,0 +1,205 @@
+"""From a file of another toolbox to a Boxwright checkpoint that says what it is."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+from fiddle import Config, selectors
+
+from ..assembly import set_num_classes
+from ..config import NumClasses, build, clone, to_json
+from ..data.canvas import Canvas
+from ..data.transforms import Resize, ResizeFixed
+from ..engine.checkpoint import save_weights
+from ..errors import CheckpointError, ConfigError
+from ..interop import from_mmdetection
+from ..interop.coco_labels import COCO
+from ..interop.renaming import LoadReport
+from ..interop.safe_pickle import read_pickle
+from ..labels import LabelMap
+from ..models.detectors import TwoStageDetector
+from ..recipes import common
+from ..recipes.experiment import Experiment
+from .detectors import model_from_mmdetection
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Args:
+        path: the checkpoint that was written.
+        report: what became of each entry of the source.
+        label_map: classes of the detector.
+    """
+
+    path: Path
+    report: LoadReport
+    label_map: LabelMap
+
+
+def convert_mmdetection(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    recipe: Config[Experiment] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Conversion:
+    """Write a checkpoint of MMDetection as one of ours.
+
+    The model is built from the configuration that MMDetection keeps in its checkpoints, part by part, so any
+    combination of known parts can be converted. The file is read without running what it holds.
+
+    Args:
+        source: a `.pth` file of MMDetection 2.x or 3.x.
+        out: the `.safetensors` file to write; `boxwright.load` takes it.
+        config: a resolved configuration (as `mmengine.Config.dump` writes it) for files that hold none.
+        recipe: a recipe to take the model from, instead of a configuration.
+        classes: class names in the order of the labels, for files that do not hold them.
+
+    Raises:
+        CheckpointError: the file cannot be read, or an entry that matters is left over or missing on
+            either side.
+        ConfigError: the configuration has a part or setting that we do not have.
+    """
+    loaded = read_pickle(source)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint")
+    meta = loaded.get("meta") or {}
+    experiment = recipe if recipe is not None else _experiment(_settings(source, meta, config))
+    experiment = clone(experiment)
+    label_map = _label_map(meta, classes, experiment)
+    if recipe is not None:
+        set_num_classes(experiment, len(label_map))
+    model = build(experiment.model)
+    report = from_mmdetection(loaded, model)
+    path = Path(out).with_suffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, model.state_dict(), {"config": to_json(experiment), "label_map": label_map.to_json()})
+    return Conversion(path, report, label_map)
+
+
+def read_config(text: str, name: str) -> dict[str, Any]:
+    """The assignments of a configuration written as Python, read as literals: nothing is run.
+
+    Args:
+        text: lines such as `model = dict(type='RetinaNet', ...)`.
+        name: what messages call it.
+
+    Raises:
+        ConfigError: it is not Python, or has more than literals and `dict(...)` in the `model`.
+    """
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise ConfigError(f"{name} is not a configuration written as Python: {error}") from error
+    values: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                values[node.targets[0].id] = _literal(node.value)
+            except ValueError as error:
+                if node.targets[0].id == "model":
+                    raise ConfigError(
+                        f"{name}, line {node.lineno}: {error}; give the resolved configuration, as "
+                        "mmengine.Config.fromfile(FILE).dump(NEW_FILE) writes it"
+                    ) from None
+    return values
+
+
+def _literal(node: ast.expr) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return {k.arg: _literal(k.value) for k in keywords}
+        case ast.Dict(keys=keys, values=values) if all(key is not None for key in keys):
+            return {_literal(k): _literal(v) for k, v in zip(keys, values, strict=True)}  # pyright: ignore
+        case ast.List(elts=items):
+            return [_literal(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_literal(item) for item in items)
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_literal(operand)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _literal(left) / _literal(right)
+    raise ValueError(f"{ast.unparse(node)[:80]!r} is no literal")
+
+
+def _settings(
+    source: str | os.PathLike[str], meta: Mapping[str, Any], config: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """The configuration: the one given, or the one in the checkpoint (`cfg` in 3.x, `config` in 2.x)."""
+    if config is not None:
+        try:
+            return read_config(Path(config).read_text(encoding="utf-8"), str(config))
+        except OSError as error:
+            raise ConfigError(f"{config} cannot be read: {error}") from error
+    text = meta.get("cfg") or meta.get("config")
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{source} holds no configuration: give one with config=, or a recipe of the same architecture"
+        )
+    return read_config(text, f"the configuration in {source}")
+
+
+def _experiment(settings: Mapping[str, Any]) -> Config[Experiment]:
+    """The detector with the image size that it was tested with; trained on, it follows the 1x schedule."""
+    if "model" not in settings:
+        raise ConfigError("the configuration has no `model`")
+    pipeline = _test_pipeline(settings)
+    model = model_from_mmdetection(
+        settings["model"], settings.get("img_norm_cfg") or _normalisation(pipeline)
+    )
+    metrics = ("bbox",)
+    if fdl.get_callable(model) is TwoStageDetector and getattr(model.roi, "mask", None):
+        metrics = ("bbox", "segm")
+    experiment = common.schedule_1x(model, lr=0.02, metrics=metrics)
+    resize = next((step for step in pipeline if str(step.get("type")).endswith("Resize")), None)
+    if resize is not None and (scale := resize.get("scale") or resize.get("img_scale")):
+        long, short = max(scale), min(scale)
+        if resize.get("keep_ratio", False):
+            experiment.eval_transforms = [Config(Resize, short=short, long=long)]
+        else:  # MMDetection writes width, height
+            experiment.eval_transforms = [Config(ResizeFixed, size=(scale[1], scale[0]))]
+        divisor = settings["model"].get("data_preprocessor", {}).get("pad_size_divisor", 32)
+        experiment.canvas = Config(Canvas, divisor=max(int(divisor), 1))
+    return experiment
+
+
+def _test_pipeline(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The steps of the test pipeline, those inside a test-time augmentation included."""
+    steps = settings.get("test_pipeline") or []
+    flat: list[Mapping[str, Any]] = []
+    for step in steps:
+        flat.append(step | ({"scale": step["img_scale"]} if "img_scale" in step else {}))
+        inner = step.get("transforms", [])
+        scale = {"scale": step["img_scale"]} if "img_scale" in step else {}
+        flat += [{**scale, **one} for one in inner if isinstance(one, Mapping)]
+    return [step for step in flat if "transforms" not in step]
+
+
+def _normalisation(pipeline: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """`Normalize` of a 2.x pipeline."""
+    step = next((step for step in pipeline if step.get("type") == "Normalize"), None)
+    return None if step is None else {k: step[k] for k in ("mean", "std", "to_rgb") if k in step}
+
+
+def _label_map(
+    meta: Mapping[str, Any], classes: Sequence[str] | None, experiment: Config[Experiment]
+) -> LabelMap:
+    """Classes as given, or as the checkpoint says; COCO's keep the numbers of COCO's annotations."""
+    known = meta.get("dataset_meta") or {}
+    names = classes or known.get("classes") or known.get("CLASSES") or meta.get("CLASSES")
+    if names is None:
+        count = next(iter(selectors.select(experiment.model, tag=NumClasses)), 1)
+        return COCO if count == len(COCO) else LabelMap.numbered(count)
+    names = (names,) if isinstance(names, str) else tuple(str(name) for name in names)
+    return COCO if names == COCO.names else LabelMap(names)
