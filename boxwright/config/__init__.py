@@ -8,10 +8,12 @@ it beside the checkpoints, and `build` makes the objects.
 from .describe import Call, diff, flatten, history, named_modules, shown
 from .files import build, clone, from_json, to_json
 from .overrides import apply_overrides, set_tagged
-from .tags import Norm, NumClasses, Pretrained
+from .tags import ClassAgnostic, Conv, Norm, NumClasses, Pretrained
 
 __all__ = [
     "Call",
+    "ClassAgnostic",
+    "Conv",
     "Norm",
     "NumClasses",
     "Pretrained",

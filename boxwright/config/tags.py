@@ -11,8 +11,16 @@ class NumClasses(fdl.Tag):
     """Number of classes C of the data set, without background. Set from the label map before training."""
 
 
+class ClassAgnostic(fdl.Tag):
+    """True where a detector finds objects without saying of which class: it needs no number of classes."""
+
+
 class Norm(fdl.Tag):
     """Normalisation layer: a callable `norm(channels) -> nn.Module`, or None for none."""
+
+
+class Conv(fdl.Tag):
+    """Convolution layer: a callable that is called as `nn.Conv2d` is."""
 
 
 class Pretrained(fdl.Tag):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import ClassVar
 
 from docutils import nodes
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecipeTable(SphinxDirective):
-    """All recipes, or those whose names begin with the argument."""
+    """All recipes, or those whose names begin with the argument; `*` in it stands for anything."""
 
     optional_arguments = 1
     option_spec: ClassVar = {}
@@ -23,7 +24,7 @@ class RecipeTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """A definition list; none found is a warning."""
         prefix = self.arguments[0] if self.arguments else ""
-        found = {name: line for name, line in recipes().items() if name.startswith(prefix)}
+        found = {name: line for name, line in recipes().items() if fnmatch(name, f"{prefix}*")}
         if not found:
             logger.warning("no recipe begins with %r", prefix, location=self.get_location())
         items = nodes.definition_list()

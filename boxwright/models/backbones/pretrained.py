@@ -3,17 +3,20 @@
 | `weights` | what is read |
 | --- | --- |
 | a path, ending in .pth, .pt, .bin or .safetensors | that file, without running any code in it |
+| `"https://..."` | that file, fetched once into torch's cache (`torch.hub.get_dir()`) |
 | `"ResNet50_Weights.IMAGENET1K_V1"` | torchvision's weights of that name |
 | `"timm:resnext101_32x4d.gluon_in1k"` | timm's weights of that name |
 
-Names may need a download; files never do.
+Names and addresses may need a download; files never do.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +38,9 @@ StateDict = dict[str, Tensor]
 
 def is_file(weights: str | Path) -> bool:
     """Whether `weights` names a file and not published weights."""
-    return isinstance(weights, Path) or weights.endswith(FILE_ENDINGS) or Path(weights).is_file()
+    if isinstance(weights, Path):
+        return True
+    return not weights.startswith("https://") and (weights.endswith(FILE_ENDINGS) or Path(weights).is_file())
 
 
 def read_weights(weights: str | Path) -> StateDict:
@@ -48,6 +53,8 @@ def read_weights(weights: str | Path) -> StateDict:
     if is_file(weights):
         return read_file(Path(weights))
     name = str(weights)
+    if name.startswith("https://"):
+        return _from_address(name)
     return _from_timm(name.removeprefix("timm:")) if name.startswith("timm:") else _from_torchvision(name)
 
 
@@ -78,7 +85,11 @@ def read_file(path: Path) -> StateDict:
 
 
 def load_exactly(
-    module: nn.Module, state: StateDict, source: str | Path, ignore: Callable[[str], bool]
+    module: nn.Module,
+    state: StateDict,
+    source: str | Path,
+    ignore: Callable[[str], bool],
+    added: Iterable[str] = (),
 ) -> None:
     """Load a state dict that has to fit, apart from unexpected names that `ignore` accepts.
 
@@ -87,12 +98,14 @@ def load_exactly(
         state: names and tensors.
         source: where they are from, for messages.
         ignore: whether a name that `module` lacks may be dropped (classifiers, stages that were not built).
+        added: parts of names that the state dict may lack: of layers that came in later.
 
     Raises:
         CheckpointError: a name is missing, unexpected, or has another shape; all are listed.
     """
     own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    may_lack = ("num_batches_tracked", *added)
+    missing = [k for k in own if k not in state and not any(part in k for part in may_lack)]
     unexpected = [
         k for k in state if k not in own and not k.endswith("num_batches_tracked") and not ignore(k)
     ]
@@ -118,6 +131,7 @@ def load_backbone_weights(
     weights: str | Path,
     ignore: Iterable[str] = CLASSIFIERS,
     rename: Mapping[str, str] | None = None,
+    added: Iterable[str] = (),
 ) -> None:
     """Read weights and load them into a backbone whose parameters have the same names.
 
@@ -126,13 +140,14 @@ def load_backbone_weights(
         weights: file or name, see `read_weights`.
         ignore: beginnings of names that may be dropped.
         rename: names in the weights to names in the module, where they differ.
+        added: parts of names that the weights may lack, see `load_exactly`.
 
     Raises:
         CheckpointError: as `read_weights` and `load_exactly`.
     """
     beginnings, names = tuple(ignore), rename or {}
     state = {names.get(name, name): value for name, value in read_weights(weights).items()}
-    load_exactly(module, state, weights, lambda name: name.startswith(beginnings))
+    load_exactly(module, state, weights, lambda name: name.startswith(beginnings), added)
 
 
 def download_error(what: str, remedy: str, error: Exception) -> CheckpointError:
@@ -169,6 +184,22 @@ def _from_timm(name: str) -> StateDict:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # what a failing download raises depends on where it fails
         raise download_error(f"timm {name}", timm_remedy(name), error) from error
+
+
+def _from_address(address: str) -> StateDict:
+    """A file of the web, kept in torch's cache; a hash at the end of its name, as is usual, is checked."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    name = Path(urlsplit(address).path).name
+    if not (folder / name).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = re.search(r"-([0-9a-f]{8,})\.", name)
+        try:
+            torch.hub.download_url_to_file(
+                address, str(folder / name), found.group(1) if found else None, progress=False
+            )
+        except Exception as error:  # what a failing download raises depends on where it fails
+            raise download_error(name, f"download {address}", error) from error
+    return read_file(folder / name)
 
 
 def timm_remedy(name: str) -> str:

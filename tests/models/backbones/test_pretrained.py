@@ -152,3 +152,29 @@ def test_any_module_with_the_same_names(state, tmp_path):
     module = nn.Linear(2, 2, bias=False)
     load_backbone_weights(module, tmp_path / "weights.pth", rename={"w": "weight"})
     assert torch.equal(module.weight, torch.ones(2, 2))
+
+
+def test_an_address_is_fetched_once_and_its_hash_checked(state, tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(address, file, hash_prefix, progress):
+        fetched.append((address, hash_prefix))
+        torch.save(state, file)
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
+    address = "https://example.org/weights/resnet18_of_ours-0123abcd.pth?version=1"
+    for _ in range(2):
+        backbone = ResNet(18, weights=address)
+        assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert fetched == [(address, "0123abcd")]
+
+
+def test_an_address_that_cannot_be_reached_says_what_to_do(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match=r"(?s)no route.*download https://example.org/a\.pth"):
+        read_weights("https://example.org/a.pth")
