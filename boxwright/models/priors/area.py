@@ -14,20 +14,23 @@ class TrainableArea:
     """Marks the priors of each image that take part in training.
 
     Args:
-        divisor: a prior's centre must lie within the image rounded up to this multiple, px.
+        divisor: a prior's cell must begin within the image rounded up to this multiple, px.
         allowed_border: how far a prior may reach beyond the image, px; None for any distance.
             Faster R-CNN (arXiv:1506.01497, Sec. 3.3) trains with 0.
+        offset: place of the priors within their cell, as the priors have it: 0 the corner, 0.5 the middle.
     """
 
     divisor: int = 32
     allowed_border: float | None = None
+    offset: float = 0.0
 
     def __call__(self, priors: Priors, sizes: Tensor) -> Priors:
-        """The priors `(A, 4)` with `valid (B, A)` for images of these sizes `(B, 2)`."""
+        """The priors with `valid (B, A)` for images of these sizes `(B, 2)`."""
         padded = ((sizes + self.divisor - 1) // self.divisor * self.divisor)[:, :, None]
-        centre_x = (priors.boxes[:, 0] + priors.boxes[:, 2]) / 2
-        centre_y = (priors.boxes[:, 1] + priors.boxes[:, 3]) / 2
-        valid = (centre_y < padded[:, 0]) & (centre_x < padded[:, 1])
+        shift = self.offset * priors.strides
+        corner_x = (priors.boxes[..., 0] + priors.boxes[..., 2]) / 2 - shift
+        corner_y = (priors.boxes[..., 1] + priors.boxes[..., 3]) / 2 - shift
+        valid = (corner_y < padded[:, 0]) & (corner_x < padded[:, 1])
         if self.allowed_border is not None:
             border, (x1, y1, x2, y2) = self.allowed_border, priors.boxes.unbind(-1)
             inside = (x1 >= -border) & (y1 >= -border)

@@ -14,7 +14,7 @@ def repeat_over_grid(
     base: Sequence[Tensor],
     shapes: Sequence[tuple[int, int]],
     steps: Sequence[tuple[float, float]],
-    strides: Sequence[int],
+    strides: Sequence[float],
     offset: float,
 ) -> Priors:
     """Put each level's base boxes at every place of its feature map.

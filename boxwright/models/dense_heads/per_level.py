@@ -1,0 +1,92 @@
+"""A dense head whose levels share nothing: each has its own channels, anchors and layers (SSD)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ...structures import DensePredictions, FeatureSpec
+from ..layers import init_xavier
+from ..layers.conv import ConvNorm
+from ..protocols import Coder, PriorGenerator
+from .criterion import DenseCriterion
+from .head import PriorHead, by_prior
+from .postprocess import DensePostprocess
+
+
+class PerLevelHead(PriorHead):
+    """Class logits, box codes and, if the criterion wants one, a quality logit for each prior.
+
+    SSD (arXiv:1512.02325, Sec. 2.1) has one 3x3 convolution for the classes and one for the boxes on each
+    level, and no towers.
+
+    Args:
+        in_specs: feature levels, of any numbers of channels.
+        num_classes: C, without background.
+        priors: what stands at each place; their number may differ by level.
+        coder: what a box is regressed as.
+        criterion: how it is trained.
+        postprocess: how detections are made of the outputs.
+        channels: of the towers' convolutions.
+        tower_convs: 3x3 convolutions in front of each predictor; the quality logit hangs on the box tower.
+        predictor_kernel: side of the predictors' kernels.
+        norm: norm of each tower convolution, called with its channels; None for none.
+    """
+
+    def __init__(
+        self,
+        in_specs: Sequence[FeatureSpec],
+        *,
+        num_classes: int,
+        priors: PriorGenerator,
+        coder: Coder,
+        criterion: DenseCriterion,
+        postprocess: DensePostprocess,
+        channels: int = 256,
+        tower_convs: int = 0,
+        predictor_kernel: int = 3,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(in_specs, priors=priors, coder=coder, criterion=criterion, postprocess=postprocess)
+        self.num_classes = num_classes
+        self.columns = criterion.class_loss.columns(num_classes)
+        levels = range(len(in_specs))
+
+        def towers() -> nn.ModuleList:
+            widths = [[spec.channels] + [channels] * tower_convs for spec in in_specs]
+            return nn.ModuleList(
+                nn.Sequential(*(ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(line))) for line in widths
+            )
+
+        def predictors(size: int) -> nn.ModuleList:
+            width = [channels if tower_convs else spec.channels for spec in in_specs]
+            return nn.ModuleList(
+                nn.Conv2d(
+                    width[level],
+                    priors.num_per_place(level) * size,
+                    predictor_kernel,
+                    padding=predictor_kernel // 2,
+                )
+                for level in levels
+            )
+
+        self.class_towers, self.box_towers = towers(), towers()
+        self.class_predictors, self.box_predictors = predictors(self.columns), predictors(coder.size)
+        self.quality_predictors = None if criterion.quality is None else predictors(1)
+        init_xavier(self)
+
+    def forward(self, features: Sequence[Tensor]) -> DensePredictions:
+        """Raw outputs for one feature map `(B, C_l, H_l, W_l)` a level, levels one behind the other."""
+        classes, codes, qualities = [], [], []
+        for level, feature in enumerate(features):
+            class_features, box_features = self.class_towers[level](feature), self.box_towers[level](feature)
+            classes.append(by_prior(self.class_predictors[level](class_features), self.columns))
+            codes.append(by_prior(self.box_predictors[level](box_features), self.coder.size))
+            if self.quality_predictors is not None:
+                qualities.append(by_prior(self.quality_predictors[level](box_features), 1)[..., 0])
+        return DensePredictions(
+            torch.cat(classes, 1), torch.cat(codes, 1), torch.cat(qualities, 1) if qualities else None
+        )
