@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ops.boxes import area, pairwise_intersection
 from ...structures import Assignment, DensePredictions, Priors, Targets
+from .overlap import last_finder, prior_overlaps
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,7 @@ class MaxIoUAssigner:
         self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None
     ) -> Assignment:
         """Assignment of A priors of B images; priors that are not `valid` are ignored."""
-        boxes = priors.boxes if priors.boxes.dim() == 3 else priors.boxes[None]
-        intersection = pairwise_intersection(targets.boxes, boxes)  # (B, G, A)
-        prior_area = area(boxes)[:, None]
-        union = area(targets.boxes)[..., None] + prior_area - intersection
-        taking_part = targets.valid[..., None]
-        if priors.valid is not None:
-            taking_part = taking_part & priors.valid[:, None]
-        iou = torch.where(taking_part, intersection / union.clamp(min=1e-6), -1.0)
+        iou, in_ignored = prior_overlaps(priors, targets, self.ignore_iof)
         best, gt_index = iou.max(1)
         positive = best >= self.positive_iou
         negative = best < self.negative_iou
@@ -51,12 +44,9 @@ class MaxIoUAssigner:
             finds = (iou == most) & (most >= self.min_positive_iou) & (most > 0)
             found = finds.any(1)
             if not self.low_quality_keeps_best:
-                order = torch.arange(1, iou.shape[1] + 1, device=iou.device)[:, None]
-                last = (finds * order).amax(1) - 1  # the last ground truth wins, as in MMDetection
-                gt_index = torch.where(found, last, gt_index)
+                gt_index = torch.where(found, last_finder(finds), gt_index)  # as in MMDetection
             positive = positive | found
-        share = torch.where(targets.ignore[..., None], intersection / prior_area.clamp(min=1e-6), 0.0)
-        ignore = ~positive & (~negative | (share >= self.ignore_iof).any(1))
+        ignore = ~positive & (~negative | in_ignored)
         if priors.valid is not None:
             ignore = ignore | ~priors.valid
         return Assignment(gt_index, positive, ignore)

@@ -1,6 +1,7 @@
 """Networks that turn images into feature maps at several strides."""
 
+from .darknet import Darknet
 from .resnet import ResNet
 from .timm import TimmBackbone
 
-__all__ = ["ResNet", "TimmBackbone"]
+__all__ = ["Darknet", "ResNet", "TimmBackbone"]

@@ -2,5 +2,6 @@
 
 from .delta import DeltaCoder
 from .distance import DistanceCoder
+from .grid import GridCoder
 
-__all__ = ["DeltaCoder", "DistanceCoder"]
+__all__ = ["DeltaCoder", "DistanceCoder", "GridCoder"]

@@ -1,6 +1,6 @@
 """What networks are put together from: convolution with norm, norms, initialisers, freezing."""
 
-from .conv import Activation, ConvFactory, ConvNorm, relu
+from .conv import Activation, ConvFactory, ConvNorm, leaky_relu, relu
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .fold import conv_norm
@@ -27,6 +27,7 @@ __all__ = [
     "init_kaiming",
     "init_normal",
     "init_xavier",
+    "leaky_relu",
     "relu",
     "set_batch_norm_eval",
     "use_fast_depthwise",

@@ -20,6 +20,11 @@ def relu() -> nn.ReLU:
     return nn.ReLU(inplace=True)
 
 
+def leaky_relu(slope: float = 0.1) -> nn.LeakyReLU:
+    """Leaky ReLU that overwrites its input; with the slope 0.1 of Darknet's networks."""
+    return nn.LeakyReLU(slope, inplace=True)
+
+
 class ConvNorm(nn.Module):
     """Convolution, then norm, then activation; the last two are optional.
 

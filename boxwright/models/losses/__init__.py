@@ -2,7 +2,7 @@
 
 from .box import BoundedIoULoss, GIoULoss, IoULoss
 from .classification import BinaryCrossEntropy, CrossEntropy, FocalLoss
-from .regression import BalancedL1, SmoothL1
+from .regression import BalancedL1, GridCodeLoss, SmoothL1
 
 __all__ = [
     "BalancedL1",
@@ -11,6 +11,7 @@ __all__ = [
     "CrossEntropy",
     "FocalLoss",
     "GIoULoss",
+    "GridCodeLoss",
     "IoULoss",
     "SmoothL1",
 ]

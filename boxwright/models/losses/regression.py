@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,3 +50,27 @@ class BalancedL1:
         )
         outlier = self.gamma * distance + self.gamma / b - self.alpha * self.beta
         return torch.where(distance < self.beta, inlier, outlier) * self.weight
+
+
+@dataclass(frozen=True)
+class GridCodeLoss:
+    """Binary cross entropy of a place within a cell and squared error of a log size, for `GridCoder`'s codes.
+
+    YOLOv3 (arXiv:1804.02767, Sec. 2.1) has squared errors for both; MMDetection, whose weights these are,
+    takes the place as a probability.
+
+    Args:
+        place_weight: of the two numbers of the centre.
+        size_weight: of the two numbers of the size.
+    """
+
+    place_weight: float = 2.0
+    size_weight: float = 2.0
+
+    def __call__(self, codes: Tensor, targets: Tensor) -> Tensor:
+        """Raw codes and targets `(..., 4)` to losses `(..., 4)`."""
+        place, size = codes.float().split(2, dim=-1)
+        target_place, target_size = targets.split(2, dim=-1)
+        place_loss = F.binary_cross_entropy_with_logits(place, target_place, reduction="none")
+        size_loss = (size - target_size).square()
+        return torch.cat((place_loss * self.place_weight, size_loss * self.size_weight), dim=-1)

@@ -3,5 +3,6 @@
 from .anchors import Anchors
 from .area import TrainableArea
 from .points import Points
+from .sized import SizedAnchors
 
-__all__ = ["Anchors", "Points", "TrainableArea"]
+__all__ = ["Anchors", "Points", "SizedAnchors", "TrainableArea"]
