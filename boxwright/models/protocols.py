@@ -62,6 +62,17 @@ class ClassLoss(Protocol):
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor: ...  # noqa: D102
 
 
+class Quality(Protocol):
+    """Loss and target of a quality branch."""
+
+    negatives: ClassVar[bool]
+    """Whether negatives are trained as well, towards 0."""
+
+    def target(self, boxes: Tensor, priors: Tensor) -> Tensor: ...  # noqa: D102
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor: ...  # noqa: D102
+
+
 BoxWeight = Callable[[Tensor, Tensor | None], Tensor]
 """Class scores `(P, C)` and quality targets `(P,)` of positives, without gradient, to weights `(P,)`."""
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...distributed import mean_over_ranks
+from ...distributed import mean_over_ranks, world_size
 from ...structures import Assignment, DensePredictions, Priors, Targets
-from ..protocols import Assigner, BoxWeight, ClassLoss, Coder, ElementLoss, Sampler
+from ..protocols import Assigner, BoxWeight, ClassLoss, Coder, ElementLoss, Quality, Sampler
 from ..samplers import AllSampler
 from ..targets import Filled, Sample, boxes_and_labels, gather_slots
 
@@ -43,6 +44,19 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """No division: losses are summed over the images of all ranks (YOLOv3).
+
+    Ranks take the mean of their gradients, so each multiplies its sum by their number, and DDP equals one
+    process.
+    """
+
+    def __call__(self, sample: Sample) -> Tensor:
+        """A scalar."""
+        return sample.positive.new_ones((), dtype=torch.float32) / world_size()
+
+
+@dataclass(frozen=True)
 class PerImage:
     """Positives of each image times the number of images, as torchvision's RetinaNet divides."""
 
@@ -52,14 +66,25 @@ class PerImage:
 
 
 @dataclass(frozen=True)
-class Centreness:
-    """How near a point is to the middle of its box (FCOS, arXiv:1904.01355, Eq. 3).
+class _BinaryQuality:
+    """A quality between 0 and 1, trained by binary cross entropy.
 
     Args:
-        weight: of its binary cross entropy.
+        weight: of the binary cross entropy.
     """
 
     weight: float = 1.0
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits and targets `(...)` to losses `(...)`."""
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none") * self.weight
+
+
+@dataclass(frozen=True)
+class Centreness(_BinaryQuality):
+    """How near a point is to the middle of its box (FCOS, arXiv:1904.01355, Eq. 3)."""
+
+    negatives: ClassVar[bool] = False
 
     def target(self, boxes: Tensor, priors: Tensor) -> Tensor:
         """Targets `(...)` in 0..1 for ground truth and priors `(..., 4)`."""
@@ -68,9 +93,16 @@ class Centreness:
         ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
         return ratio.prod(-1).sqrt()
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits and targets `(...)` to losses `(...)`."""
-        return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none") * self.weight
+
+@dataclass(frozen=True)
+class Objectness(_BinaryQuality):
+    """Whether a prior is positive: 1, and 0 for negatives (YOLOv3, arXiv:1804.02767, Sec. 2.1)."""
+
+    negatives: ClassVar[bool] = True
+
+    def target(self, boxes: Tensor, priors: Tensor) -> Tensor:
+        """Targets `(...)` of positives, with ground truth and priors `(..., 4)`."""
+        return boxes.new_ones(boxes.shape[:-1])
 
 
 def quality_target(scores: Tensor, quality: Tensor | None) -> Tensor:
@@ -95,6 +127,8 @@ class DenseCriterion:
         box_weight: weight of each positive's box losses, whose sum, the mean over ranks, then divides them.
         divisor: what summed losses are divided by.
         area: which priors may be trained; None for all.
+        class_negatives: negatives are trained to be of no class; False where objectness says so instead
+            (YOLOv3, arXiv:1804.02767, Sec. 2.1).
     """
 
     assigner: Assigner
@@ -102,11 +136,12 @@ class DenseCriterion:
     sampler: Sampler = ALL
     code_loss: ElementLoss | None = None
     box_loss: ElementLoss | None = None
-    quality: Centreness | None = None
+    quality: Quality | None = None
     class_target: ElementLoss | None = None
     box_weight: BoxWeight | None = None
     divisor: Divisor = POSITIVES
     area: Callable[[Priors, Tensor], Priors] | None = None
+    class_negatives: bool = True
 
     def __call__(
         self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor, coder: Coder
@@ -136,15 +171,15 @@ class DenseCriterion:
         elif sample.score is not None:
             score = sample.score * score
         class_losses = self.class_loss(sample.take(predictions.class_logits), labels, score)
-        losses = {"loss/class": total(class_losses, sample.valid, divisor)}
+        counts = sample.valid if self.class_negatives else sample.positive
+        losses = {"loss/class": total(class_losses, counts, divisor)}
         quality = None
         if self.quality is not None:
             assert predictions.quality_logits is not None, "the head has no quality branch"
             quality = self.quality.target(gt, prior)
-            logits = filled.drop(sample.take(predictions.quality_logits))
-            losses["loss/quality"] = total(
-                filled.restore(self.quality(logits, quality)), sample.positive, divisor
-            )
+            counts = sample.valid if self.quality.negatives else sample.positive
+            quality_losses = self.quality(sample.take(predictions.quality_logits), filled.restore(quality))
+            losses["loss/quality"] = total(quality_losses, counts, divisor)
         weight, box_divisor = gt.new_ones(()), divisor
         if self.box_weight is not None:
             scores = self.class_loss.scores(filled.drop(sample.take(detached.class_logits)))

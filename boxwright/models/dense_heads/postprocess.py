@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...errors import ConfigError
 from ...ops.boxes import clip
 from ...ops.nms import nms
 from ...structures import DensePredictions, Detections, Priors
@@ -23,22 +24,33 @@ class DensePostprocess:
     Args:
         score_threshold: lower scores are dropped; None keeps all.
         candidates: the best this many (prior, class) pairs of a level are decoded.
+        candidates_of: or of the image, all levels together.
         nms_iou: of two boxes of one group that overlap more than this, the lower score is dropped.
         nms_groups: boxes compete within their class, or within their level (RPN).
         max_detections: slots an image.
         min_side: boxes must be wider and higher than this, px.
         quality_power: scores are (class * quality) ** this; 0.5 is the geometric mean.
         rank_with_quality: the quality takes part already in threshold and ranking.
+        quality_threshold: priors of lower quality are dropped first; None keeps all.
+
+    Raises:
+        ConfigError: groups by level, but candidates of the whole image.
     """
 
     score_threshold: float | None = 0.05
     candidates: int = 1000
+    candidates_of: Literal["level", "image"] = "level"
     nms_iou: float = 0.5
     nms_groups: Literal["class", "level"] = "class"
     max_detections: int = 100
     min_side: float = 0.0
     quality_power: float = 1.0
     rank_with_quality: bool = False
+    quality_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates_of == "image" and self.nms_groups == "level":
+            raise ConfigError('nms_groups="level" needs candidates of each level: candidates_of="level"')
 
     def __call__(
         self,
@@ -51,7 +63,8 @@ class DensePostprocess:
         """Detections `(B, max_detections)` on images of `sizes` `(B, 2)`."""
         chosen = []
         start = 0
-        for level, count in enumerate(priors.num_per_level):
+        whole = (sum(priors.num_per_level),)
+        for level, count in enumerate(priors.num_per_level if self.candidates_of == "level" else whole):
             place = slice(start, start + count)
             chosen.append(self._choose(predictions, place, level, to_scores))
             start += count
@@ -71,20 +84,22 @@ class DensePostprocess:
     def _choose(
         self, predictions: DensePredictions, place: slice, level: int, to_scores: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Prior, score, label, group and validity `(B, k)` of a level's best candidates."""
+        """Prior, score, label, group and validity `(B, k)` of the best candidates among those priors."""
         scores = to_scores(predictions.class_logits[:, place])  # (B, a, C)
         quality = predictions.quality_logits
         quality = None if quality is None else quality[:, place].float().sigmoid()
         if quality is not None and self.rank_with_quality:
             scores = (scores * quality[..., None]).pow(self.quality_power)
+        if quality is not None and self.quality_threshold is not None:
+            scores = torch.where((quality >= self.quality_threshold)[..., None], scores, -1.0)
         num_classes = scores.shape[-1]
         pairs = scores.flatten(1)
         score, pair = pairs.topk(min(self.candidates, pairs.shape[1]), dim=1)
-        valid = torch.ones_like(pair, dtype=torch.bool)
+        valid = score >= 0
         if self.score_threshold is not None:
             valid = score > self.score_threshold
         prior, label = pair // num_classes, pair % num_classes
         if quality is not None and not self.rank_with_quality:
-            score = (score * quality.gather(1, prior)).pow(self.quality_power)
+            score = (score.clamp(min=0) * quality.gather(1, prior)).pow(self.quality_power)
         group = label if self.nms_groups == "class" else torch.full_like(label, level)
         return prior + place.start, score, label, group, valid
