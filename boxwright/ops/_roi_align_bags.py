@@ -138,7 +138,7 @@ def _bags(boxes: Tensor, level: Tensor, layout: Layout) -> Bags:
         cells.append((y[:, :, None, :, None] + x[:, None, :, None, :]).flatten())
         weights.append((y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]).flatten())
         counts.append(torch.full((len(chosen) * layout.size**2,), 4 * most * most, dtype=torch.int32))
-    if not groups:
+    if len(row) == 0:
         return Bags(row, row.int(), boxes.new_zeros(0), row.int())
     start = F.pad(torch.cat(counts).cumsum(0, dtype=torch.int32)[:-1], (1, 0))
     return Bags(row[torch.cat([g for _, g in groups])], torch.cat(cells), torch.cat(weights), start)

@@ -105,11 +105,12 @@ def test_properties(seed):
     torch.testing.assert_close(alone, result[1:])
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("forward", FORWARDS)
-def test_no_regions(forward):
+def test_no_regions(forward, ratio):
     features, boxes, level = make()
-    assert forward(features, boxes[:, :0], level[:, :0], STRIDES, 3, 0, True).shape == (2, 0, 3, 3, 3)
-    assert not forward(features, boxes, torch.full_like(level, -1), STRIDES, 3, 0, True).any()
+    assert forward(features, boxes[:, :0], level[:, :0], STRIDES, 3, ratio, True).shape == (2, 0, 3, 3, 3)
+    assert not forward(features, boxes, torch.full_like(level, -1), STRIDES, 3, ratio, True).any()
 
 
 def test_levels_follow_the_published_rule():
