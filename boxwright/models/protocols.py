@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..structures import Assignment, DensePredictions, Priors, Targets
+from .suppression import Kept
 from .targets import Sample
 
 
@@ -27,9 +28,13 @@ class PriorGenerator(Protocol):
 
 
 class Coder(Protocol):
-    """Codes of boxes relative to priors; all of `(..., 4)`, strides `(...)`."""
+    """Codes `(..., size)` of boxes relative to priors `(..., 4)`, strides `(...)`.
 
-    size: ClassVar[int]
+    What `encode` gives, `(..., 4)`, is what a code loss compares codes with: codes, or what they stand for.
+    """
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
 
     def encode(self, boxes: Tensor, priors: Tensor, strides: Tensor) -> Tensor: ...  # noqa: D102
 
@@ -45,10 +50,13 @@ class Assigner(Protocol):
 
 
 class Sampler(Protocol):
-    """A choice among the assigned priors; `losses` gives, if asked, their class losses `(B, A)`, detached."""
+    """A choice among the assigned priors; `losses` gives, if asked, their losses `(B, A)`, detached."""
 
     def __call__(  # noqa: D102
-        self, assignment: Assignment, losses: Callable[[], Tensor] | None = None
+        self,
+        assignment: Assignment,
+        losses: Callable[[], Tensor] | None = None,
+        priors: Priors | None = None,
     ) -> Sample: ...
 
 
@@ -60,6 +68,14 @@ class ClassLoss(Protocol):
     def scores(self, logits: Tensor) -> Tensor: ...  # noqa: D102
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class Suppression(Protocol):
+    """What becomes of duplicates among candidates; boxes `(B, N, 4)`, the others `(B, N)`."""
+
+    def __call__(  # noqa: D102
+        self, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_output: int
+    ) -> Kept: ...
 
 
 class Quality(Protocol):
@@ -77,4 +93,5 @@ BoxWeight = Callable[[Tensor, Tensor | None], Tensor]
 """Class scores `(P, C)` and quality targets `(P,)` of positives, without gradient, to weights `(P,)`."""
 
 ElementLoss = Callable[[Tensor, Tensor], Tensor]
-"""Prediction and target to losses: codes `(..., 4)` to `(..., 4)`, boxes `(..., 4)` to `(...)`."""
+"""Prediction and target to losses: codes `(..., size)` and what `Coder.encode` gives
+to `(..., 4)`, boxes `(..., 4)` to `(...)`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...structures import Assignment
+from ...structures import Assignment, Priors
 from ..targets import Sample
 
 
@@ -15,7 +15,12 @@ from ..targets import Sample
 class AllSampler:
     """Every prior, in its own slot."""
 
-    def __call__(self, assignment: Assignment, losses: Callable[[], Tensor] | None = None) -> Sample:
+    def __call__(
+        self,
+        assignment: Assignment,
+        losses: Callable[[], Tensor] | None = None,
+        priors: Priors | None = None,
+    ) -> Sample:
         """Sample with S = A."""
         a = assignment
         return Sample(None, a.gt_index, a.positive, a.negative, a.score)
