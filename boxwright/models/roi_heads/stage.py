@@ -1,0 +1,70 @@
+"""What every RoI stage is, whether regions have layers of their own or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...structures import FeatureSpec
+from ..protocols import Coder
+from .criterion import RoICriterion
+from .postprocess import RoIPostprocess
+
+
+@dataclass(frozen=True)
+class RoIPredictions:
+    """Raw outputs for R regions of B images.
+
+    Args:
+        class_logits: `(B, R, columns)`; how many columns, the class loss says.
+        codes: `(B, R, C, 4)`, or `(B, R, 1, 4)` where all classes share one code.
+    """
+
+    class_logits: Tensor
+    codes: Tensor
+
+    def codes_of(self, labels: Tensor) -> Tensor:
+        """`(B, R, 4)` codes of one label a region, `(B, R)`."""
+        if self.codes.shape[2] == 1:
+            return self.codes[:, :, 0]
+        return self.codes.gather(2, labels[..., None, None].expand(*labels.shape, 1, 4))[:, :, 0]
+
+
+class RoIStage(nn.Module):
+    """What a stage carries: how it is trained and read. A subclass adds layers and `forward`.
+
+    Args:
+        in_specs: feature levels.
+        num_classes: C, without background.
+        coder: what a box is regressed as.
+        criterion: how the stage is trained.
+        postprocess: how detections are made of the outputs.
+    """
+
+    def __init__(
+        self,
+        in_specs: Sequence[FeatureSpec],
+        *,
+        num_classes: int,
+        coder: Coder,
+        criterion: RoICriterion,
+        postprocess: RoIPostprocess,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(spec.stride for spec in in_specs)
+        self.num_classes, self.coder = num_classes, coder
+        self.criterion, self.postprocess = criterion, postprocess
+        self.state = nn.ModuleDict(criterion.stateful())
+
+    def shared(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What `forward` looks at for any regions of these images: here the features themselves.
+
+        It is computed once a step, though regions may be looked at several times (mining by loss).
+        """
+        return features
+
+    def forward(self, shared: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> RoIPredictions:
+        """Raw outputs for boxes `(B, R, 4)`; zero where not `valid (B, R)`."""
+        raise NotImplementedError(f"{type(self).__name__} has to define `forward`")
