@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class _SigmoidLoss:
+class SigmoidLoss:
     """One independent yes or no for each class."""
 
     weight: float = 1.0
@@ -29,18 +29,18 @@ class _SigmoidLoss:
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy(_SigmoidLoss):
+class BinaryCrossEntropy(SigmoidLoss):
     """Binary cross entropy of each class, summed over the classes."""
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
         """Logits `(..., C)`, labels `(...)`, scores `(...)` in 0..1 to losses `(...)`."""
         logits = logits.float()
         # -log(1-p) for every class, and -score*log(p/(1-p)) more at the label.
-        return (F.softplus(logits).sum(-1) - scores * _at(logits, labels)) * self.weight
+        return (F.softplus(logits).sum(-1) - scores * at_label(logits, labels)) * self.weight
 
 
 @dataclass(frozen=True)
-class FocalLoss(_SigmoidLoss):
+class FocalLoss(SigmoidLoss):
     """Focal loss (arXiv:1708.02002, Eq. 5), summed over the classes.
 
     Args:
@@ -58,8 +58,8 @@ class FocalLoss(_SigmoidLoss):
         so no one-hot target of the logits' size is made.
         """
         logits = logits.float()
-        at_label = _at(logits, labels)
-        exchanged = self._positive(at_label) - self._negative(at_label)
+        label_logits = at_label(logits, labels)
+        exchanged = self._positive(label_logits) - self._negative(label_logits)
         return (self._negative(logits).sum(-1) + torch.where(scores > 0, exchanged, 0.0)) * self.weight
 
     def _negative(self, logits: Tensor) -> Tensor:
@@ -86,8 +86,9 @@ class CrossEntropy:
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
         """Logits `(..., C + 1)`, labels `(...)`, scores `(...)` of 0 or 1 to losses `(...)`."""
         column = torch.where(scores > 0, labels, logits.shape[-1] - 1)
-        return -_at(logits.float().log_softmax(-1), column) * self.weight
+        return -at_label(logits.float().log_softmax(-1), column) * self.weight
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
+def at_label(values: Tensor, index: Tensor) -> Tensor:
+    """The entry `(...)` of values `(..., C)` at each index `(...)`."""
     return values.gather(-1, index[..., None])[..., 0]
