@@ -28,6 +28,7 @@ ALLOWED = (
     "boxwright.engine.schedule",
     "boxwright.labels",
     "boxwright.models",
+    "boxwright.ops.boxes",
     "boxwright.recipes.experiment",
     "boxwright.structures",
     "torch.nn",
