@@ -12,12 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.dense_heads import YOLOHead
 from ..models.detectors import TwoStageDetector
+from ..models.necks import YOLONeck
 from .renaming import LoadReport, Rule, load_renamed
 
 BACKBONE = (
     # A norm is called bn or gn after its kind, at the numbers that torchvision's ResNet has, as ours does.
     Rule(r"backbone\.(.*\.)?gn(\d)\.(.+)", r"backbone.\1bn\2.\3"),
+    # Without a number it is that of a convolution module, which is called norm here.
+    Rule(r"backbone\.(.+)\.(?:bn|gn)\.(.+)", r"backbone.\1.norm.\2"),
     Rule(r"backbone\.(.+)", r"backbone.\1"),
 )
 
@@ -74,7 +78,7 @@ def rules_for(model: nn.Module) -> list[Rule]:
     Most rules hold for any model. How many of the neck's convolutions make extra levels, and where the
     trunk's layers stand, is read off the model.
     """
-    rules = [*BACKBONE, *_neck(model), *HEAD_TOWERS, *HEAD_PREDICTORS, *NO_WEIGHTS]
+    rules = [*BACKBONE, *_neck(model), *_yolo(model), *HEAD_TOWERS, *HEAD_PREDICTORS, *NO_WEIGHTS]
     if isinstance(model, TwoStageDetector):
         for number, stage in enumerate(model.roi.stages):
             # A single stage stands there by itself, several in a list.
@@ -96,6 +100,31 @@ def _neck(model: nn.Module) -> list[Rule]:
         for i in range(outputs + len(getattr(neck, "extras", ()))):
             ours = f"neck.outputs.{i}" if i < outputs else f"neck.extras.{i - outputs}"
             rules.append(Rule(rf"neck\.fpn_convs\.{i}\.{theirs}\.(.+)", rf"{ours}.{part}.\1"))
+    return rules
+
+
+def _yolo(model: nn.Module) -> list[Rule]:
+    """YOLOv3's neck and head: their levels go from coarse to fine, and a neck's convolutions count from 1."""
+    neck, head = getattr(model, "neck", None), getattr(model, "head", None)
+    rules = []
+    for theirs, part in (("conv", "conv"), ("(?:bn|gn)", "norm")):
+        if isinstance(neck, YOLONeck):
+            for level in range(len(neck.blocks)):
+                number = len(neck.blocks) - level
+                ours = f"neck.blocks.{level}"
+                rules += [
+                    Rule(rf"neck\.detect{number}\.conv{i + 1}\.{theirs}\.(.+)", rf"{ours}.{i}.{part}.\1")
+                    for i in range(5)
+                ]
+                rules.append(
+                    Rule(rf"neck\.conv{number - 1}\.{theirs}\.(.+)", rf"neck.laterals.{level}.{part}.\1")
+                )
+        if isinstance(head, YOLOHead):
+            for level in range(len(head.bridges)):
+                number = len(head.bridges) - level - 1
+                ours = f"head.bridges.{level}.{part}"
+                rules.append(Rule(rf"bbox_head\.convs_bridge\.{number}\.{theirs}\.(.+)", rf"{ours}.\1"))
+                rules.append(Rule(rf"bbox_head\.convs_pred\.{number}\.(.+)", rf"head.predictors.{level}.\1"))
     return rules
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def table() -> dict[str, Recipe]:
     """Every recipe by name. The only place where a name stands for a function."""
-    from . import demo, faster_rcnn, fcos, mask_rcnn, retinanet
+    from . import demo, faster_rcnn, fcos, mask_rcnn, retinanet, yolov3
 
     functions = (
         retinanet.retinanet_r50_fpn_1x,
@@ -47,6 +47,10 @@ def table() -> dict[str, Recipe]:
         mask_rcnn.mask_rcnn_x101_32x4d_fpn_1x,
         mask_rcnn.mask_rcnn_x101_64x4d_fpn_1x,
         mask_rcnn.mask_rcnn_mnv2_320,
+        yolov3.yolov3_d53_320,
+        yolov3.yolov3_d53_416,
+        yolov3.yolov3_d53_608,
+        yolov3.yolov3_mnv2_320,
         demo.fcos_digits,
     )
     return {function.__name__: function for function in functions}

@@ -112,6 +112,7 @@ PAPERS = {
         2017,
         "1611.10012",
     ),
+    "YOLOv3": Paper("YOLOv3: An Incremental Improvement", "Redmon and Farhadi", 2018, "1804.02767"),
 }
 
 

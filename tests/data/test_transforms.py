@@ -28,6 +28,7 @@ SPATIAL = (
     ResizeFixed((40, 24)),
     ResizeByValue((20, 50, 80), 120),
     ResizeByRange((20, 80), 120),
+    ResizeByRange((20, 80), (20, 120)),
     HorizontalFlip(1.0),
     RandomCrop(size=(20, 25)),
     RandomCrop(share=(0.5, 0.7)),
@@ -176,6 +177,9 @@ def test_multi_scale_draws_every_value_and_both_ends():
     assert ranged == {10, 11, 12, 13, 14}
     limited = {ResizeByRange((30, 40), 50)(sample, generator)["image"].shape[2] for _ in range(10)}
     assert limited == {50}
+    square = make(30, 30, 1, masks=False)
+    lower = {ResizeByRange((10, 12), (9, 11))(square, generator)["image"].shape[1] for _ in range(100)}
+    assert lower == {9, 10, 11}  # the smaller of two numbers
 
 
 @settings(max_examples=40, deadline=None)
@@ -300,6 +304,7 @@ def test_photometric_ranges_and_probability():
         (RandomCrop, {"size": (3, 3), "min_visible": 0.5}, "min_visible"),
         (MinIoURandomCrop, {"min_side": 0}, "min_side"),
         (ResizeByRange, {"shorts": (800, 640)}, "lowest"),
+        (ResizeByRange, {"long": (800, 640)}, "long must be"),
         (ResizeByValue, {"shorts": ()}, "shorts"),
         (ResizeFixed, {"size": (3, 3, 3)}, "height"),
         (Resize, {"short": 0}, "short"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import fiddle as fdl
 import golden_inputs
+import pytest
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from boxwright.interop import from_mmdetection
 from boxwright.models.detectors import Normalise, OneStageDetector, TwoStageDetector
 from boxwright.ops.masks import pack
 from boxwright.recipes import recipe
-from boxwright.structures import Batch, Targets
+from boxwright.structures import Batch, Detections, Targets
 
 FOLDER = Path(__file__).parent / "golden"
 SLOTS = 8
@@ -96,3 +97,44 @@ def as_maps(values: Tensor, shapes: list[tuple[int, int]], per_place: int) -> li
     """`(B, A, C)` of all levels to one `(B, places * C, H, W)` a level."""
     parts = values.split([h * w * per_place for h, w in shapes], dim=1)
     return [p.reshape(len(p), h, w, -1).permute(0, 3, 1, 2) for p, (h, w) in zip(parts, shapes, strict=True)]
+
+
+def check_trained(golden: Golden) -> None:
+    """The parameters that train are those that trained in the record."""
+    trained = {golden.names[name] for name, p in golden.model.named_parameters() if p.requires_grad}
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = {key for key in golden.record["keys"] if not key.endswith(buffers)}
+    assert trained == parameters - set(golden.record["frozen"])
+
+
+def check_gradients(golden: Golden, losses: dict[str, Tensor]) -> None:
+    """The total of the losses and the norms of its gradients."""
+    model, record = golden.model, golden.record
+    model.zero_grad()
+    total = torch.stack([value for name, value in losses.items() if name.startswith("loss/")]).sum()
+    assert total.item() == pytest.approx(record["total"], rel=1e-4)
+    total.backward()
+    gradients = {golden.names[n]: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    size = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+    assert size == pytest.approx(record["gradients"]["global_norm"], rel=1e-3)
+    norms = {name: gradients[name].norm().item() for name in record["gradients"]["norms"]}
+    assert norms == pytest.approx(record["gradients"]["norms"], rel=1e-3)
+
+
+def matched(found: Detections, image: int, expected: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Which detection of an image is nearest to each that was recorded, and whether it is the same.
+
+    The same has the label, a box within 0.01 pixels and a score within 1e-4. No more than two may differ.
+    """
+    valid = found.valid[image]
+    assert int(valid.sum()) == expected["count"]
+    boxes, scores, labels = (torch.tensor(expected[key]) for key in ("boxes", "scores", "labels"))
+    distance = (found.boxes[image, valid] - boxes[:, None]).abs().amax(-1)
+    distance[found.labels[image, valid] != labels[:, None]] = torch.inf
+    distance[(found.scores[image, valid] - scores[:, None]).abs() > 1e-4] = torch.inf
+    nearest, slot = distance.min(1)
+    same = nearest < 0.01
+    # An IoU at the threshold may fall on the other side in NMS.
+    assert int((~same).sum()) <= 2
+    assert len(slot[same].unique()) == int(same.sum())
+    return slot, same

@@ -6,7 +6,7 @@ import golden_inputs
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_figures import Golden, agree, as_maps, load
+from golden_figures import Golden, agree, as_maps, check_gradients, check_trained, load, matched
 
 from boxwright.models.detectors import OneStageDetector, TwoStageDetector
 from boxwright.ops.masks import paste
@@ -89,23 +89,12 @@ LOSSES = {
 
 def test_losses_and_gradients(golden: Golden) -> None:
     model, record = golden.model.train(), golden.record
-    trained = {golden.names[name] for name, p in model.named_parameters() if p.requires_grad}
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    assert trained == {key for key in record["keys"] if not key.endswith(buffers)} - set(record["frozen"])
-
-    model.zero_grad()
+    check_trained(golden)
     losses = model.loss(golden.batch)
     expected = {LOSSES[name]: entry["value"] for name, entry in record["losses"].items() if "loss" in name}
     found = {name: value.item() for name, value in losses.items() if name.startswith("loss/")}
     assert found == pytest.approx(expected, rel=1e-4)
-    assert sum(found.values()) == pytest.approx(record["total"], rel=1e-4)
-
-    sum(value for name, value in losses.items() if name.startswith("loss/")).backward()  # pyright: ignore
-    gradients = {golden.names[n]: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    size = torch.stack([g.norm() for g in gradients.values()]).norm().item()
-    assert size == pytest.approx(record["gradients"]["global_norm"], rel=1e-3)
-    norms = {name: gradients[name].norm().item() for name in record["gradients"]["norms"]}
-    assert norms == pytest.approx(record["gradients"]["norms"], rel=1e-3)
+    check_gradients(golden, losses)
 
 
 @torch.no_grad()
@@ -149,18 +138,9 @@ def test_predictions(golden: Golden) -> None:
             assert distance.max() < 0.01
     found = model.predict(batch.images, batch.sizes)
     for i, expected in enumerate(record["predictions"]):
-        valid = found.valid[i]
-        assert int(valid.sum()) == expected["count"]
-        boxes, scores, labels = (torch.tensor(expected[key]) for key in ("boxes", "scores", "labels"))
-        distance = (found.boxes[i, valid] - boxes[:, None]).abs().amax(-1)
-        distance[found.labels[i, valid] != labels[:, None]] = torch.inf
-        distance[(found.scores[i, valid] - scores[:, None]).abs() > 1e-4] = torch.inf
-        nearest, slot = distance.min(1)
-        same = nearest < 0.01
-        # An IoU at the threshold may fall on the other side in NMS.
-        assert int((~same).sum()) <= 2
-        assert len(slot[same].unique()) == int(same.sum())
+        slot, same = matched(found, i, expected)
         if found.masks is not None:
+            valid = found.valid[i]
             pasted = paste(found.masks[i, valid][slot], found.boxes[i, valid][slot], *golden.canvas)
             area, expected_area = pasted.sum((1, 2)), torch.tensor(expected["masks"])[:, 0]
             wrong = (area - expected_area).abs() > (expected_area * 0.005).clamp(min=5)

@@ -18,6 +18,7 @@ QUICK = [
     "faster_rcnn_r50_fpn_1x",
     "mask_rcnn_r50_fpn_1x",
     "fcos_mnv2_320",
+    "yolov3_mnv2_320",
     "faster_rcnn_mnv2_320",
     "mask_rcnn_mnv2_320",
 ]

@@ -80,18 +80,28 @@ class ResizeByValue:
 class ResizeByRange:
     """Multi-scale training over a range: the short side's limit is drawn from `shorts` = (lowest, highest).
 
-    "range" mode of MMDetection (arXiv:1906.07155, Sec. 5.3); both ends are included, `long` is fixed.
+    "range" mode of MMDetection (arXiv:1906.07155, Sec. 5.3); both ends are included.
+
+    Args:
+        shorts: range of the short side's limit.
+        long: the long side's limit; or its range. Of two numbers that are drawn the larger is the long one.
     """
 
     shorts: tuple[int, int] = (640, 800)
-    long: int = 1333
+    long: int | tuple[int, int] = 1333
 
     def __post_init__(self) -> None:
-        _check("ResizeByRange", "shorts and long", (*self.shorts, self.long))
-        if len(self.shorts) != 2 or self.shorts[0] > self.shorts[1]:
-            raise ConfigError(f"ResizeByRange: shorts must be (lowest, highest), but is {self.shorts}")
+        long = (self.long, self.long) if isinstance(self.long, int) else self.long
+        _check("ResizeByRange", "shorts and long", (*self.shorts, *long))
+        for name, limits in (("shorts", self.shorts), ("long", long)):
+            if len(limits) != 2 or limits[0] > limits[1]:
+                raise ConfigError(f"ResizeByRange: {name} must be (lowest, highest), but is {limits}")
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample at a drawn scale."""
         short = integer(generator, self.shorts[0], self.shorts[1])
-        return resize(sample, scaled_size(image_size(sample), short, self.long))
+        if isinstance(self.long, int):
+            long = self.long
+        else:
+            short, long = sorted((short, integer(generator, *self.long)))
+        return resize(sample, scaled_size(image_size(sample), short, long))
