@@ -12,7 +12,7 @@ import fiddle as fdl
 import torch
 
 from . import distributed
-from .config import NumClasses, Pretrained, build, clone, from_json, set_tagged
+from .config import ClassAgnostic, NumClasses, Pretrained, build, clone, from_json, set_tagged
 from .data import Data, Table, folder
 from .data.loader import Loader
 from .engine.checkpoint import steps
@@ -163,9 +163,9 @@ def set_num_classes(config: fdl.Buildable, count: int) -> None:
     """Fit a model's description to a number of classes, in place.
 
     Raises:
-        ConfigError: nothing in it carries the tag `NumClasses`.
+        ConfigError: nothing in it carries the tag `NumClasses`, nor `ClassAgnostic`.
     """
-    if not set_tagged(config, NumClasses, count):
+    if not set_tagged(config, NumClasses, count) and not set_tagged(config, ClassAgnostic, True):
         raise ConfigError(
             "the model cannot be fitted to the classes of the data: none of its arguments carries the tag "
             'NumClasses; mark it with fiddle.add_tag(config.model.head, "num_classes", NumClasses)'

@@ -46,6 +46,7 @@ from ..models.roi_heads import (
     RoIPostprocess,
     TwoFC,
 )
+from ..models.suppression import GreedyNMS
 from ..structures import FeatureSpec
 from . import torchvision_parts as parts
 from .renaming import LoadReport, Rule, load_renamed
@@ -265,7 +266,7 @@ def _dense_postprocess(module: RetinaNet | FCOS, **more: Any) -> DensePostproces
     return DensePostprocess(
         score_threshold=module.score_thresh,
         candidates=module.topk_candidates,
-        nms_iou=module.nms_thresh,
+        nms=GreedyNMS(module.nms_thresh),
         max_detections=module.detections_per_img,
         min_side=ALL_SIDES,
         **more,
@@ -309,6 +310,7 @@ def _rpn(rpn: Any) -> Callable[[Sequence[FeatureSpec]], DenseHead]:
             parts.sampler_of(rpn.fg_bg_sampler),
             code_loss=SmoothL1(1 / 9),
             divisor=Samples(),
+            class_agnostic=True,
         ),
         postprocess=_proposals(rpn, "testing"),
         channels=rpn.head.cls_logits.in_channels,
@@ -323,7 +325,7 @@ def _proposals(rpn: Any, when: str) -> DensePostprocess:
     return DensePostprocess(
         score_threshold=rpn.score_thresh if rpn.score_thresh > 0 else None,
         candidates=rpn._pre_nms_top_n[when],
-        nms_iou=rpn.nms_thresh,
+        nms=GreedyNMS(rpn.nms_thresh),
         nms_groups="level",
         max_detections=rpn._post_nms_top_n[when],
         min_side=rpn.min_size,
@@ -347,7 +349,7 @@ def _box(heads: Any, extractor: RoIExtractor, regions: int) -> Callable[..., Box
         ),
         postprocess=RoIPostprocess(
             score_threshold=heads.score_thresh,
-            nms_iou=heads.nms_thresh,
+            nms=GreedyNMS(heads.nms_thresh),
             max_detections=heads.detections_per_img,
             candidates=regions * max(passing, 1),
             min_side=1e-2,

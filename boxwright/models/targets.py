@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..structures import Targets
+from ..structures import Priors, Targets
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def gather_slots(values: Tensor, index: Tensor) -> Tensor:
     """`values[b, index[b, s]]` for values `(B, N, ...)` and index `(B, S)`."""
     trailing = values.shape[2:]
     return values.gather(1, index.reshape(*index.shape, *[1] * len(trailing)).expand(*index.shape, *trailing))
+
+
+def gather_priors(priors: Priors, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes `(B, S, 4)` and strides `(B, S)` of the priors at `index (B, S)`, shared by the images or not."""
+    boxes = priors.boxes.expand(index.shape[0], -1, 4)
+    return gather_slots(boxes, index), priors.strides[index]
 
 
 def boxes_and_labels(sample: Sample, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class FCOSAssigner:
                 f"FCOSAssigner has limits for {len(self.limits) - 1} levels, "
                 f"the head has {len(priors.num_per_level)}"
             )
-        points = (priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2  # (A, 2)
+        points = ((priors.boxes[..., :2] + priors.boxes[..., 2:]) / 2).unsqueeze(-3)  # (1 or B, 1, A, 2)
         upper_left, lower_right = targets.boxes[:, :, None].split(2, dim=-1)  # (B, G, 1, 2)
         to_sides = torch.cat((points - upper_left, lower_right - points), dim=-1)  # (B, G, A, 4)
         inside = to_sides.amin(-1) > 0

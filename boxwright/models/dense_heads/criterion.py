@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -111,6 +111,11 @@ def quality_target(scores: Tensor, quality: Tensor | None) -> Tensor:
     return quality
 
 
+def best_score(scores: Tensor, quality: Tensor | None) -> Tensor:
+    """Weigh the box losses by the highest class score (GFL, arXiv:2006.04388, below Eq. 8)."""
+    return scores.amax(-1)
+
+
 @dataclass(frozen=True)
 class DenseCriterion:
     """Losses of a dense head from its predictions and the ground truth.
@@ -125,8 +130,10 @@ class DenseCriterion:
         class_target: score that a positive's class is trained for, from predicted and true boxes
             `(P, 4)`; without it the assigner's score, or 1.
         box_weight: weight of each positive's box losses, whose sum, the mean over ranks, then divides them.
+        min_box_weight: that sum is held above this; with 1, low weights make low losses.
         divisor: what summed losses are divided by.
         area: which priors may be trained; None for all.
+        class_agnostic: every object is of class 0, as to a proposal network.
         class_negatives: negatives are trained to be of no class; False where objectness says so instead
             (YOLOv3, arXiv:1804.02767, Sec. 2.1).
     """
@@ -139,19 +146,24 @@ class DenseCriterion:
     quality: Quality | None = None
     class_target: ElementLoss | None = None
     box_weight: BoxWeight | None = None
+    min_box_weight: float = 1e-6
     divisor: Divisor = POSITIVES
     area: Callable[[Priors, Tensor], Priors] | None = None
+    class_agnostic: bool = False
     class_negatives: bool = True
 
     def __call__(
         self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor, coder: Coder
     ) -> dict[str, Tensor]:
         """Losses of a batch: "loss/class", "loss/box" and "loss/quality", and "stat/positives" an image."""
+        if self.class_agnostic:
+            targets = replace(targets, labels=torch.zeros_like(targets.labels))
         if self.area is not None:
             priors = self.area(priors, sizes)
         detached = DensePredictions(*(None if t is None else t.detach() for t in vars(predictions).values()))  # pyright: ignore
         assignment = self.assigner(priors, targets, detached)
-        sample = self.sampler(assignment, partial(self._losses, detached.class_logits, assignment, targets))
+        losses_of_all = partial(self._losses, detached.class_logits, assignment, targets)
+        sample = self.sampler(assignment, losses_of_all, priors)
         gt_boxes, labels = boxes_and_labels(sample, targets)
         filled = Filled.of(sample.positive)
         shape = (*predictions.codes.shape[:2], 4)
@@ -185,7 +197,7 @@ class DenseCriterion:
             scores = self.class_loss.scores(filled.drop(sample.take(detached.class_logits)))
             weight = self.box_weight(scores, quality)
             summed = torch.where(sample.positive, filled.restore(weight), 0.0).sum()
-            box_divisor = mean_over_ranks(summed).clamp(min=1e-6)
+            box_divisor = mean_over_ranks(summed).clamp(min=self.min_box_weight)
         box_losses = gt.new_zeros(gt.shape[0])
         if self.box_loss is not None:
             box_losses = box_losses + self.box_loss(boxes, gt)

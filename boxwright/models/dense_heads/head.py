@@ -55,10 +55,16 @@ class PriorHead(nn.Module):
         """Losses of raw outputs."""
         return self.criterion(predictions, priors, targets, sizes, self.coder)
 
-    def decode(self, predictions: DensePredictions, priors: Priors, sizes: Tensor) -> Detections:
-        """Detections, or proposals of an RPN, of raw outputs."""
+    def decode(
+        self,
+        predictions: DensePredictions,
+        priors: Priors,
+        sizes: Tensor,
+        postprocess: DensePostprocess | None = None,
+    ) -> Detections:
+        """Detections, or proposals of an RPN, of raw outputs; `postprocess` stands in for the head's own."""
         scores = self.criterion.class_loss.scores
-        return self.postprocess(predictions, priors, sizes, self.coder, scores)
+        return (postprocess or self.postprocess)(predictions, priors, sizes, self.coder, scores)
 
 
 class DenseHead(PriorHead):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...ops.boxes import clip
-from ...ops.nms import nms
 from ...structures import DensePredictions, Detections, Priors
-from ..protocols import Coder
-from ..targets import gather_slots
+from ..protocols import Coder, Suppression
+from ..suppression import GreedyNMS
+from ..targets import gather_priors, gather_slots
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DensePostprocess:
         score_threshold: lower scores are dropped; None keeps all.
         candidates: the best this many (prior, class) pairs of a level are decoded.
         candidates_of: or of the image, all levels together.
-        nms_iou: of two boxes of one group that overlap more than this, the lower score is dropped.
+        nms: what becomes of duplicates within a group.
         nms_groups: boxes compete within their class, or within their level (RPN).
         max_detections: slots an image.
         min_side: boxes must be wider and higher than this, px.
@@ -40,7 +40,7 @@ class DensePostprocess:
     score_threshold: float | None = 0.05
     candidates: int = 1000
     candidates_of: Literal["level", "image"] = "level"
-    nms_iou: float = 0.5
+    nms: Suppression = GreedyNMS(iou=0.5)  # noqa: RUF009  frozen
     nms_groups: Literal["class", "level"] = "class"
     max_detections: int = 100
     min_side: float = 0.0
@@ -66,23 +66,22 @@ class DensePostprocess:
         whole = (sum(priors.num_per_level),)
         for level, count in enumerate(priors.num_per_level if self.candidates_of == "level" else whole):
             place = slice(start, start + count)
-            chosen.append(self._choose(predictions, place, level, to_scores))
+            chosen.append(self._choose(predictions, priors.valid, place, level, to_scores))
             start += count
         prior, score, label, group, valid = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
         codes = gather_slots(predictions.codes, prior)
-        boxes = coder.decode(codes, priors.boxes[prior], priors.strides[prior])
+        boxes = coder.decode(codes, *gather_priors(priors, prior))
         boxes = clip(boxes, sizes)
         valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > self.min_side).all(-1)
-        index, keep = nms(boxes, score, group, valid, self.nms_iou, self.max_detections)
-        return Detections(
-            gather_slots(boxes, index) * keep[..., None],
-            gather_slots(score, index) * keep,
-            gather_slots(label, index) * keep,
-            keep,
-        )
+        return self.nms(boxes, score, group, valid, self.max_detections).detections(label)
 
     def _choose(
-        self, predictions: DensePredictions, place: slice, level: int, to_scores: Callable[[Tensor], Tensor]
+        self,
+        predictions: DensePredictions,
+        taking_part: Tensor | None,
+        place: slice,
+        level: int,
+        to_scores: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Prior, score, label, group and validity `(B, k)` of the best candidates among those priors."""
         scores = to_scores(predictions.class_logits[:, place])  # (B, a, C)
@@ -92,6 +91,8 @@ class DensePostprocess:
             scores = (scores * quality[..., None]).pow(self.quality_power)
         if quality is not None and self.quality_threshold is not None:
             scores = torch.where((quality >= self.quality_threshold)[..., None], scores, -1.0)
+        if taking_part is not None:
+            scores = torch.where(taking_part[:, place, None], scores, -1.0)
         num_classes = scores.shape[-1]
         pairs = scores.flatten(1)
         score, pair = pairs.topk(min(self.candidates, pairs.shape[1]), dim=1)
