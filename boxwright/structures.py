@@ -15,6 +15,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+NO_CLASS = 255
+"""In a map of semantic classes: a pixel without one, and the padding."""
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -53,6 +56,9 @@ class Targets:
         ignore: `(B, G)` bool, the slot holds a region (crowd, difficult) that counts neither way.
             Never true together with `valid`; neither is true in an empty slot.
         masks: the objects' masks, where the data has them.
+        semantic: `(B, H, W)` uint8, the semantic class (things and stuff) of each pixel of the canvas, where
+            the data has maps of them; `NO_CLASS` where there is none and in the padding. A head that predicts
+            at a stride takes the pixels that it needs.
     """
 
     boxes: Tensor
@@ -60,6 +66,7 @@ class Targets:
     valid: Tensor
     ignore: Tensor
     masks: MaskCrops | None = None
+    semantic: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class Priors:
     """What a detector predicts relative to: anchors, points (as squares of one stride), proposals.
 
     Args:
-        boxes: `(A, 4)` where all images share them (dense heads) or `(B, A, 4)` (proposals), float32.
+        boxes: `(A, 4)` where all images share them (anchors, points) or `(B, A, 4)` (proposals, anchors that
+            the network predicts), float32.
         strides: `(A,)` float32, stride of each prior's level; proposals have 1.
         num_per_level: how many priors each level has; they sum to A.
         valid: `(B, A)` bool, priors that take part; None for all.
@@ -128,12 +136,15 @@ class Assignment:
         positive: `(B, A)` bool.
         ignore: `(B, A)` bool, counts neither way. Never true together with `positive`.
         score: `(B, A)` float32, the target of the class score for soft assigners, or None (it is 1).
+        overlap: `(B, A)` float32, largest IoU with any ground truth, -1 for priors that take no part and
+            where there are no ground truths; None where the rule does not ask for it.
     """
 
     gt_index: Tensor
     positive: Tensor
     ignore: Tensor
     score: Tensor | None = None
+    overlap: Tensor | None = None
 
     @property
     def negative(self) -> Tensor:

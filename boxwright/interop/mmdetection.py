@@ -14,10 +14,15 @@ from torch import Tensor, nn
 
 from ..models.dense_heads import YOLOHead
 from ..models.detectors import TwoStageDetector
-from ..models.necks import YOLONeck
+from ..models.necks import SSDNeck, YOLONeck
 from .renaming import LoadReport, Rule, load_renamed
 
 BACKBONE = (
+    # DCN's offsets stood beside their convolution before MMDetection 2; GCNet's block is a plugin here.
+    Rule(r"backbone\.(.+)\.conv(\d)_offset\.(.+)", r"backbone.\1.conv\2.conv_offset.\3"),
+    Rule(r"backbone\.(.+)\.context_block\.conv_mask\.(.+)", r"backbone.\1.plugin.attention.\2"),
+    Rule(r"backbone\.(.+)\.context_block\.channel_add_conv\.(.+)", r"backbone.\1.plugin.add.\2"),
+    Rule(r"backbone\.(.+)\.context_block\.channel_mul_conv\.(.+)", r"backbone.\1.plugin.scale.\2"),
     # A norm is called bn or gn after its kind, at the numbers that torchvision's ResNet has, as ours does.
     Rule(r"backbone\.(.*\.)?gn(\d)\.(.+)", r"backbone.\1bn\2.\3"),
     # Without a number it is that of a convolution module, which is called norm here.
@@ -32,28 +37,45 @@ HEAD_TOWERS = (
     Rule(r"bbox_head\.reg_convs\.(\d+)\.(?:bn|gn)\.(.+)", r"head.box_tower.\1.norm.\2"),
 )
 HEAD_PREDICTORS = (
-    Rule(r"bbox_head\.(?:retina_cls|conv_cls)\.(.+)", r"head.class_predictor.\1"),
-    Rule(r"bbox_head\.(?:retina_reg|conv_reg)\.(.+)", r"head.box_predictor.\1"),
-    Rule(r"bbox_head\.conv_centerness\.(.+)", r"head.quality_predictor.\1"),
+    Rule(r"bbox_head\.(?:retina_cls|conv_cls|atss_cls|gfl_cls)\.(.+)", r"head.class_predictor.\1"),
+    Rule(r"bbox_head\.(?:retina_reg|conv_reg|atss_reg|gfl_reg)\.(.+)", r"head.box_predictor.\1"),
+    Rule(r"bbox_head\.(?:conv|atss)_centerness\.(.+)", r"head.quality_predictor.\1"),
     Rule(r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1.scale"),
 )
 
-RPN = (
-    Rule(r"rpn_head\.rpn_conv\.(weight|bias)", r"rpn.stem.0.conv.\1"),
-    Rule(r"rpn_head\.rpn_conv\.(\d+)\.conv\.(.+)", r"rpn.stem.\1.conv.\2"),
-    Rule(r"rpn_head\.rpn_cls\.(.+)", r"rpn.class_predictor.\1"),
-    Rule(r"rpn_head\.rpn_reg\.(.+)", r"rpn.box_predictor.\1"),
+# A stage of the backbone in the RoI head, which there stands beside the box head.
+SHARED_HEAD = (
+    Rule(r"roi_head\.shared_head\.(.+)\.gn(\d)\.(.+)", r"roi.stages.0.trunk.\1.bn\2.\3"),
+    Rule(r"roi_head\.shared_head\.(.+)", r"roi.stages.0.trunk.\1"),
 )
 
+# One mask head, or in a cascade one a stage with its number; HTC's are joined by `conv_res`.
 MASK = (
-    Rule(r"roi_head\.mask_head\.convs\.(\d+)\.conv\.(.+)", r"roi.mask.convs.\1.conv.\2"),
-    Rule(r"roi_head\.mask_head\.convs\.(\d+)\.(?:bn|gn)\.(.+)", r"roi.mask.convs.\1.norm.\2"),
-    Rule(r"roi_head\.mask_head\.upsample\.(.+)", r"roi.mask.upsample.\1"),
-    Rule(r"roi_head\.mask_head\.conv_logits\.(.+)", r"roi.mask.predictor.\1"),
+    Rule(r"roi_head\.mask_head\.(\d+\.)?convs\.(\d+)\.conv\.(.+)", r"roi.mask.\1convs.\2.conv.\3"),
+    Rule(r"roi_head\.mask_head\.(\d+\.)?convs\.(\d+)\.(?:bn|gn)\.(.+)", r"roi.mask.\1convs.\2.norm.\3"),
+    Rule(r"roi_head\.mask_head\.(\d+\.)?upsample\.(.+)", r"roi.mask.\1upsample.\2"),
+    Rule(r"roi_head\.mask_head\.(\d+\.)?conv_logits\.(.+)", r"roi.mask.\1predictor.\2"),
+    Rule(r"roi_head\.mask_head\.(\d+)\.conv_res\.conv\.(.+)", r"roi.flow.\1.conv.\2"),
+    Rule(r"roi_head\.mask_head\.(\d+)\.conv_res\.(?:bn|gn)\.(.+)", r"roi.flow.\1.norm.\2"),
+)
+SEMANTIC = (
+    Rule(r"roi_head\.semantic_head\.lateral_convs\.(\d+)\.conv\.(.+)", r"roi.semantic.laterals.\1.conv.\2"),
+    Rule(
+        r"roi_head\.semantic_head\.lateral_convs\.(\d+)\.(?:bn|gn)\.(.+)", r"roi.semantic.laterals.\1.norm.\2"
+    ),
+    Rule(r"roi_head\.semantic_head\.convs\.(\d+)\.conv\.(.+)", r"roi.semantic.convs.\1.conv.\2"),
+    Rule(r"roi_head\.semantic_head\.convs\.(\d+)\.(?:bn|gn)\.(.+)", r"roi.semantic.convs.\1.norm.\2"),
+    Rule(r"roi_head\.semantic_head\.conv_embedding\.conv\.(.+)", r"roi.semantic.embedding.conv.\1"),
+    Rule(r"roi_head\.semantic_head\.conv_embedding\.(?:bn|gn)\.(.+)", r"roi.semantic.embedding.norm.\1"),
+    Rule(r"roi_head\.semantic_head\.conv_logits\.(.+)", r"roi.semantic.predictor.\1"),
 )
 
-# What is kept in a checkpoint but is no weight: the preprocessor's mean and deviation.
-NO_WEIGHTS = (Rule(r"data_preprocessor\..+", None),)
+# What is kept in a checkpoint but is no weight: the preprocessor's mean and deviation, and the whole distances
+# that GFL's distributions are over, whose number the box predictor's shape says.
+NO_WEIGHTS = (
+    Rule(r"data_preprocessor\..+", None),
+    Rule(r"bbox_head\.integral\.project", None),
+)
 
 
 def from_mmdetection(checkpoint: Mapping[str, Any], model: nn.Module) -> LoadReport:
@@ -78,7 +100,8 @@ def rules_for(model: nn.Module) -> list[Rule]:
     Most rules hold for any model. How many of the neck's convolutions make extra levels, and where the
     trunk's layers stand, is read off the model.
     """
-    rules = [*BACKBONE, *_neck(model), *_yolo(model), *HEAD_TOWERS, *HEAD_PREDICTORS, *NO_WEIGHTS]
+    rules = [*_ssd(model), *BACKBONE, *_neck(model), *_yolo(model)]
+    rules += [*HEAD_TOWERS, *HEAD_PREDICTORS, *_levels(), *NO_WEIGHTS]
     if isinstance(model, TwoStageDetector):
         for number, stage in enumerate(model.roi.stages):
             # A single stage stands there by itself, several in a list.
@@ -86,20 +109,68 @@ def rules_for(model: nn.Module) -> list[Rule]:
                 r"roi_head\.bbox_head" if len(model.roi.stages) == 1 else rf"roi_head\.bbox_head\.{number}"
             )
             rules += _box_stage(there, f"roi.stages.{number}", stage)
-        rules += [*RPN, *MASK]
+        rules += [*_proposal_head("rpn_head", "rpn"), *MASK, *SEMANTIC, *SHARED_HEAD]
+    else:
+        # A proposal network as a detector of its own is called as in two-stage detectors, or as any head.
+        rules += _proposal_head("(?:rpn_head|bbox_head)", "head")
     return rules
 
 
+def _proposal_head(there: str, ours: str) -> list[Rule]:
+    """A proposal network, and the branches of guided anchoring, which dense heads have, too."""
+    return [
+        Rule(rf"{there}\.rpn_conv\.(weight|bias)", rf"{ours}.stem.0.conv.\1"),
+        Rule(rf"{there}\.rpn_conv\.(\d+)\.conv\.(.+)", rf"{ours}.stem.\1.conv.\2"),
+        Rule(rf"{there}\.(?:rpn|conv)_cls\.(.+)", rf"{ours}.class_predictor.\1"),
+        Rule(rf"{there}\.(?:rpn|conv)_reg\.(.+)", rf"{ours}.box_predictor.\1"),
+        Rule(rf"{there}\.conv_loc\.(.+)", rf"{ours}.location_predictor.\1"),
+        Rule(rf"{there}\.conv_shape\.(.+)", rf"{ours}.shape_predictor.\1"),
+        Rule(rf"{there}\.feature_adaption(?:_cls)?\.conv_offset\.(.+)", rf"{ours}.class_adaption.offset.\1"),
+        Rule(rf"{there}\.feature_adaption(?:_cls)?\.conv_adaption\.(.+)", rf"{ours}.class_adaption.conv.\1"),
+        Rule(rf"{there}\.feature_adaption_reg\.conv_offset\.(.+)", rf"{ours}.box_adaption.offset.\1"),
+        Rule(rf"{there}\.feature_adaption_reg\.conv_adaption\.(.+)", rf"{ours}.box_adaption.conv.\1"),
+    ]
+
+
 def _neck(model: nn.Module) -> list[Rule]:
-    """FPN: its output convolutions and those of the extra levels are one list there."""
+    """FPN and HRFPN: their output convolutions and those of the extra levels are one list there."""
     neck = getattr(model, "neck", None)
     outputs = len(getattr(neck, "outputs", ()))
     rules = []
     for theirs, part in (("conv", "conv"), ("(?:bn|gn)", "norm")):
         rules.append(Rule(rf"neck\.lateral_convs\.(\d+)\.{theirs}\.(.+)", rf"neck.laterals.\1.{part}.\2"))
+        rules.append(Rule(rf"neck\.reduction_conv\.{theirs}\.(.+)", rf"neck.reduction.{part}.\1"))
         for i in range(outputs + len(getattr(neck, "extras", ()))):
             ours = f"neck.outputs.{i}" if i < outputs else f"neck.extras.{i - outputs}"
             rules.append(Rule(rf"neck\.fpn_convs\.{i}\.{theirs}\.(.+)", rf"{ours}.{part}.\1"))
+    return rules
+
+
+def _levels() -> list[Rule]:
+    """Heads whose levels share nothing: level, then layer, which has no number before 2.14."""
+    rules = []
+    for theirs, ours in (("cls_convs", "class"), ("reg_convs", "box")):
+        layer = rf"bbox_head\.{theirs}\.(\d+)\.(\d+)"
+        rules += [
+            Rule(rf"{layer}\.conv\.(.+)", rf"head.{ours}_towers.\1.\2.conv.\3"),
+            Rule(rf"{layer}\.(?:bn|gn)\.(.+)", rf"head.{ours}_towers.\1.\2.norm.\3"),
+            Rule(rf"bbox_head\.{theirs}\.(\d+)(?:\.\d+)?\.(weight|bias)", rf"head.{ours}_predictors.\1.\2"),
+        ]
+    return rules
+
+
+def _ssd(model: nn.Module) -> list[Rule]:
+    """SSD's extra levels, two convolutions each; before 2.14 the backbone has them in one list."""
+    neck = getattr(model, "neck", None)
+    if not isinstance(neck, SSDNeck):
+        return []
+    rules = [Rule(r"(?:neck|backbone)\.l2_norm\.weight", r"neck.l2_norm.weight")]
+    for theirs, part in (("conv", "conv"), ("(?:bn|gn)", "norm")):
+        rules.append(
+            Rule(rf"neck\.extra_layers\.(\d+)\.(\d)\.{theirs}\.(.+)", rf"neck.extras.\1.\2.{part}.\3")
+        )
+    for i in range(2 * len(neck.extras)):
+        rules.append(Rule(rf"backbone\.extra\.{i}\.(.+)", rf"neck.extras.{i // 2}.{i % 2}.conv.\1"))
     return rules
 
 

@@ -51,7 +51,23 @@ PAPERS = {
     "Cascade R-CNN": Paper(
         "Cascade R-CNN: Delving into High Quality Object Detection", "Cai and Vasconcelos", 2018, "1712.00726"
     ),
+    "Cascade Mask R-CNN": Paper(
+        "Cascade R-CNN: High Quality Object Detection and Instance Segmentation",
+        "Cai and Vasconcelos",
+        2019,
+        "1906.09756",
+    ),
     "COCO": Paper("Microsoft COCO: Common Objects in Context", "Lin et al.", 2014, "1405.0312"),
+    "DeepLab": Paper(
+        "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
+        "Chen et al.",
+        2015,
+        "1412.7062",
+    ),
+    "DCN": Paper("Deformable Convolutional Networks", "Dai et al.", 2017, "1703.06211"),
+    "DCNv2": Paper(
+        "Deformable ConvNets v2: More Deformable, Better Results", "Zhu et al.", 2018, "1811.11168"
+    ),
     "Dynamic R-CNN": Paper(
         "Dynamic R-CNN: Towards High Quality Object Detection via Dynamic Training",
         "Zhang et al.",
@@ -67,6 +83,19 @@ PAPERS = {
     ),
     "FCOS": Paper("FCOS: Fully Convolutional One-Stage Object Detection", "Tian et al.", 2019, "1904.01355"),
     "FPN": Paper("Feature Pyramid Networks for Object Detection", "Lin et al.", 2017, "1612.03144"),
+    "GFL": Paper(
+        "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes"
+        " for Dense Object Detection",
+        "Li et al.",
+        2020,
+        "2006.04388",
+    ),
+    "GCNet": Paper(
+        "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
+        "Cao et al.",
+        2019,
+        "1904.11492",
+    ),
     "GIoU": Paper(
         "Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression",
         "Rezatofighi et al.",
@@ -74,6 +103,17 @@ PAPERS = {
         "1902.09630",
     ),
     "Group normalisation": Paper("Group Normalization", "Wu and He", 2018, "1803.08494"),
+    "Guided anchoring": Paper("Region Proposal by Guided Anchoring", "Wang et al.", 2019, "1901.03278"),
+    "HRNet": Paper(
+        "Deep High-Resolution Representation Learning for Human Pose Estimation",
+        "Sun et al.",
+        2019,
+        "1902.09212",
+    ),
+    "HRNetV2p": Paper(
+        "High-Resolution Representations for Labeling Pixels and Regions", "Sun et al.", 2019, "1904.04514"
+    ),
+    "HTC": Paper("Hybrid Task Cascade for Instance Segmentation", "Chen et al.", 2019, "1901.07518"),
     "Large minibatch": Paper(
         "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", "Goyal et al.", 2017, "1706.02677"
     ),
@@ -87,6 +127,37 @@ PAPERS = {
     ),
     "MobileNetV2": Paper(
         "MobileNetV2: Inverted Residuals and Linear Bottlenecks", "Sandler et al.", 2018, "1801.04381"
+    ),
+    "ParseNet": Paper("ParseNet: Looking Wider to See Better", "Liu et al.", 2015, "1506.04579"),
+    "NWD": Paper(
+        "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection",
+        "Wang et al.",
+        2021,
+        "2110.13389",
+    ),
+    "NWD-RKA": Paper(
+        "Detecting Tiny Objects in Aerial Images: A Normalized Wasserstein Distance and A New Benchmark",
+        "Xu et al.",
+        2022,
+        "2206.13996",
+    ),
+    "OHEM": Paper(
+        "Training Region-based Object Detectors with Online Hard Example Mining",
+        "Shrivastava et al.",
+        2016,
+        "1604.03540",
+    ),
+    "Box voting": Paper(
+        "Object Detection via a Multi-region & Semantic Segmentation-aware CNN Model",
+        "Gidaris and Komodakis",
+        2015,
+        "1505.01749",
+    ),
+    "R-FCN": Paper(
+        "R-FCN: Object Detection via Region-based Fully Convolutional Networks",
+        "Dai et al.",
+        2016,
+        "1605.06409",
     ),
     "R-CNN": Paper(
         "Rich Feature Hierarchies for Accurate Object Detection and Semantic Segmentation",
@@ -106,6 +177,10 @@ PAPERS = {
         2019,
         "1903.05831",
     ),
+    "SSD": Paper("SSD: Single Shot MultiBox Detector", "Liu et al.", 2016, "1512.02325"),
+    "Soft-NMS": Paper(
+        "Soft-NMS: Improving Object Detection With One Line of Code", "Bodla et al.", 2017, "1704.04503"
+    ),
     "Speed/accuracy": Paper(
         "Speed/Accuracy Trade-Offs for Modern Convolutional Object Detectors",
         "Huang et al.",
@@ -113,6 +188,12 @@ PAPERS = {
         "1611.10012",
     ),
     "YOLOv3": Paper("YOLOv3: An Incremental Improvement", "Redmon and Farhadi", 2018, "1804.02767"),
+    "Weight standardisation": Paper(
+        "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+        "Qiao et al.",
+        2019,
+        "1903.10520",
+    ),
 }
 
 

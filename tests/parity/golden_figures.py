@@ -17,11 +17,13 @@ import fiddle as fdl
 import golden_inputs
 import pytest
 import torch
+from fiddle import daglish
 from torch import Tensor
 
 from boxwright.config import Pretrained, build, set_tagged
 from boxwright.interop import from_mmdetection
 from boxwright.models.detectors import Normalise, OneStageDetector, TwoStageDetector
+from boxwright.models.samplers import RandomSampler
 from boxwright.ops.masks import pack
 from boxwright.recipes import recipe
 from boxwright.structures import Batch, Detections, Targets
@@ -61,10 +63,9 @@ def build_model(name: str) -> OneStageDetector | TwoStageDetector:
     config = recipe(name).model
     set_tagged(config, Pretrained, None)
     config.normalise = fdl.Config(Normalise, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    if fdl.get_callable(config) is TwoStageDetector:
-        config.rpn.criterion.sampler.number = 1_000_000
-        for stage in config.roi.stages:
-            stage.criterion.sampler.number = 1_000_000
+    for node, _ in daglish.iterate(config):
+        if isinstance(node, fdl.Buildable) and fdl.get_callable(node) is RandomSampler:
+            node.number = 1_000_000
     return build(config)
 
 
@@ -78,8 +79,11 @@ def make_batch(record: dict[str, Any], size: tuple[int, int]) -> Batch:
         count = len(target["boxes"])
         boxes[i, :count], labels[i, :count], valid[i, :count] = target["boxes"], target["labels"], True
     masks = pack([target["masks"] for target in truth], SLOTS)
+    # A label for every 8 x 8 pixels; each pixel has it here.
+    semantic = golden_inputs.semantic_targets(2, *size).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    targets = Targets(boxes, labels, valid, torch.zeros_like(valid), masks, semantic.to(torch.uint8))
     sizes = torch.tensor([meta["img_shape"] for meta in record["input"]["metas"]])
-    return Batch(images, sizes, Targets(boxes, labels, valid, torch.zeros_like(valid), masks))
+    return Batch(images, sizes, targets)
 
 
 def agree(tensor: Tensor, figures: dict[str, Any], tolerance: float = 1e-4) -> None:
@@ -93,9 +97,9 @@ def agree(tensor: Tensor, figures: dict[str, Any], tolerance: float = 1e-4) -> N
     assert (values - torch.tensor(figures["values"], dtype=torch.float64)).abs().max() <= bound
 
 
-def as_maps(values: Tensor, shapes: list[tuple[int, int]], per_place: int) -> list[Tensor]:
-    """`(B, A, C)` of all levels to one `(B, places * C, H, W)` a level."""
-    parts = values.split([h * w * per_place for h, w in shapes], dim=1)
+def as_maps(values: Tensor, shapes: list[tuple[int, int]], per_place: list[int]) -> list[Tensor]:
+    """`(B, A, C)` of all levels to one `(B, priors at a place * C, H, W)` a level."""
+    parts = values.split([h * w * k for (h, w), k in zip(shapes, per_place, strict=True)], dim=1)
     return [p.reshape(len(p), h, w, -1).permute(0, 3, 1, 2) for p, (h, w) in zip(parts, shapes, strict=True)]
 
 

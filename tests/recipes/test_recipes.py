@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from boxwright.config import NumClasses, Pretrained, build, set_tagged
 from boxwright.ops.masks import pack
 from boxwright.recipes import table
-from boxwright.structures import Batch, Detections, Targets
+from boxwright.structures import Batch, Detections, Targets, to_device
 
 CLASSES = 3
 QUICK = [
@@ -18,9 +18,15 @@ QUICK = [
     "faster_rcnn_r50_fpn_1x",
     "mask_rcnn_r50_fpn_1x",
     "fcos_mnv2_320",
+    "ssd_mnv2_320",
+    "gfl_mnv2_320",
     "yolov3_mnv2_320",
     "faster_rcnn_mnv2_320",
+    "rfcn_mnv2_320",
     "mask_rcnn_mnv2_320",
+    "cascade_rcnn_mnv2_320",
+    "htc_without_semantic_mnv2_320",
+    "ga_retinanet_mnv2_320",
 ]
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in table()]
 
@@ -56,7 +62,8 @@ def make_batch(counts: list[int], height: int = 64, width: int = 96, slots: int 
         bitmaps.append(bitmap)
     pixels = torch.randint(0, 256, (images, 3, height, width), generator=generator, dtype=torch.uint8)
     sizes = torch.tensor([[height, width]]).repeat(images, 1)
-    targets = Targets(boxes, labels, valid, torch.zeros_like(valid), pack(bitmaps, slots))
+    semantic = torch.randint(0, 100, (images, height, width), generator=generator, dtype=torch.uint8)
+    targets = Targets(boxes, labels, valid, torch.zeros_like(valid), pack(bitmaps, slots), semantic)
     return Batch(pixels, sizes, targets, tuple(range(images)), sizes)
 
 
@@ -91,6 +98,31 @@ def test_the_loss_is_one_graph(model: nn.Module):
     torch.manual_seed(5)
     found = compiled(batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_and_a_prediction_never_wait_for_the_host(model: nn.Module):
+    device = torch.device("cuda")
+    model.to(device).train()
+    batch = to_device(make_batch([3, 1]), device)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = model(batch)
+        total(losses).backward()
+
+    step()  # kernels are compiled and workspaces made
+    with torch.no_grad():
+        model.predict(batch.images, batch.sizes)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        with torch.no_grad():
+            model.predict(batch.images, batch.sizes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()
 
 
 class Prediction(nn.Module):
@@ -165,6 +197,7 @@ def test_empty_slots_change_no_loss(model: nn.Module):
     targets = Targets(
         *(padded(value) for value in (t.boxes, t.labels, t.valid, t.ignore)),
         dataclasses.replace(masks, boxes=padded(masks.boxes), offset=padded(masks.offset)),
+        t.semantic,
     )
     sample_all(model)
     torch.testing.assert_close(
@@ -175,7 +208,8 @@ def test_empty_slots_change_no_loss(model: nn.Module):
 def sample_all(model: nn.Module) -> None:
     """Take chance out of a detector: every prior and every proposal is trained."""
     for module in model.modules():
-        criterion = getattr(module, "criterion", None)
-        if criterion is not None and hasattr(criterion.sampler, "positive_share"):
-            sampler = dataclasses.replace(criterion.sampler, number=1_000_000, positive_share=1.0)
-            module.criterion = dataclasses.replace(criterion, sampler=sampler)
+        for slot in ("criterion", "guidance"):
+            part = getattr(module, slot, None)
+            if part is not None and hasattr(part.sampler, "positive_share"):
+                sampler = dataclasses.replace(part.sampler, number=1_000_000, positive_share=1.0)
+                setattr(module, slot, dataclasses.replace(part, sampler=sampler))

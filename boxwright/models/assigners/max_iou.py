@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from .overlap import last_finder, prior_overlaps
@@ -14,6 +15,8 @@ from .overlap import last_finder, prior_overlaps
 class MaxIoUAssigner:
     """Positive from `positive_iou` on, negative below `negative_iou`, ignored between them.
 
+    Thresholds may be tensors of no dimension, so that they can change without a new graph.
+
     Args:
         positive_iou: rule (ii) of the paper.
         negative_iou: overlap with every ground truth below this makes a negative.
@@ -21,32 +24,47 @@ class MaxIoUAssigner:
         min_positive_iou: rule (i) holds only from this overlap on.
         low_quality_keeps_best: a prior found by rule (i) is trained for the ground truth that it overlaps
             most (Detectron2, torchvision), not for the one that found it (the paper, MMDetection).
+        low_quality_ties: rule (i) finds every prior of the same highest overlap, not the first alone (SSD;
+            MMDetection's `gt_max_assign_all`).
         ignore_iof: a prior, not positive, with this share of its area in an ignored region is ignored.
     """
 
-    positive_iou: float = 0.5
-    negative_iou: float = 0.5
+    positive_iou: float | Tensor = 0.5
+    negative_iou: float | Tensor = 0.5
     match_low_quality: bool = False
-    min_positive_iou: float = 0.0
+    min_positive_iou: float | Tensor = 0.0
     low_quality_keeps_best: bool = False
+    low_quality_ties: bool = True
     ignore_iof: float = 0.5
 
     def __call__(
         self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None
     ) -> Assignment:
         """Assignment of A priors of B images; priors that are not `valid` are ignored."""
-        iou, in_ignored = prior_overlaps(priors, targets, self.ignore_iof)
+        return self.by_overlap(*prior_overlaps(priors, targets, self.ignore_iof), priors.valid)
+
+    def by_overlap(self, iou: Tensor, in_ignored: Tensor, valid: Tensor | None) -> Assignment:
+        """Assignment by any measure of overlap.
+
+        Args:
+            iou: `(B, G, A)`, -1 where the slot holds no object or the prior is not valid.
+            in_ignored: `(B, A)` bool, priors that lie in ignored regions.
+            valid: `(B, A)` bool, priors that take part; None for all.
+        """
         best, gt_index = iou.max(1)
         positive = best >= self.positive_iou
         negative = best < self.negative_iou
         if self.match_low_quality:
             most = iou.amax(2, keepdim=True)
             finds = (iou == most) & (most >= self.min_positive_iou) & (most > 0)
+            if not self.low_quality_ties:
+                place = torch.arange(iou.shape[2], device=iou.device)
+                finds = finds & (place == iou.argmax(2, keepdim=True))
             found = finds.any(1)
             if not self.low_quality_keeps_best:
                 gt_index = torch.where(found, last_finder(finds), gt_index)  # as in MMDetection
             positive = positive | found
         ignore = ~positive & (~negative | in_ignored)
-        if priors.valid is not None:
-            ignore = ignore | ~priors.valid
-        return Assignment(gt_index, positive, ignore)
+        if valid is not None:
+            ignore = ignore | ~valid
+        return Assignment(gt_index, positive, ignore, overlap=best)

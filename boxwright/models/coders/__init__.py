@@ -2,6 +2,14 @@
 
 from .delta import DeltaCoder
 from .distance import DistanceCoder
+from .distribution import DistributionCoder
 from .grid import GridCoder
+from .guided_anchoring import ShapeCoder
 
-__all__ = ["DeltaCoder", "DistanceCoder", "GridCoder"]
+__all__ = [
+    "DeltaCoder",
+    "DistanceCoder",
+    "DistributionCoder",
+    "GridCoder",
+    "ShapeCoder",
+]

@@ -8,9 +8,12 @@ from .criterion import (
     Positives,
     Samples,
     Summed,
+    best_score,
     quality_target,
 )
+from .guided_anchoring import Guidance, GuidedAnchorHead, GuidedPostprocess, GuidedPredictions
 from .head import DenseHead, PriorHead, by_prior
+from .per_level import PerLevelHead
 from .postprocess import DensePostprocess
 from .yolo import YOLOHead
 
@@ -19,13 +22,19 @@ __all__ = [
     "DenseCriterion",
     "DenseHead",
     "DensePostprocess",
+    "Guidance",
+    "GuidedAnchorHead",
+    "GuidedPostprocess",
+    "GuidedPredictions",
     "Objectness",
     "PerImage",
+    "PerLevelHead",
     "Positives",
     "PriorHead",
     "Samples",
     "Summed",
     "YOLOHead",
+    "best_score",
     "by_prior",
     "quality_target",
 ]
