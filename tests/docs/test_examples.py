@@ -1,7 +1,8 @@
-"""The worked example of the documentation: ATSS by hand, its properties, and a step with its recipe."""
+"""The worked example of the documentation: its parts by hand, their properties, a step with its recipe."""
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ import boxwright as bw
 from boxwright.models.priors import Anchors
 from boxwright.structures import Batch, Priors, Targets
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "atss.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "nwd.py"
+RECIPE = f"{EXAMPLE}:retinanet_nwd_r50_fpn_1x"
 
 
 @pytest.fixture(scope="module")
-def atss() -> ModuleType:
-    bw.recipe(f"{EXAMPLE}:atss_r50_fpn_1x")  # a recipe's file becomes a module under its name
-    return sys.modules["atss"]
+def nwd() -> ModuleType:
+    bw.recipe(RECIPE)  # a recipe's file becomes a module under its name
+    return sys.modules["nwd"]
 
 
 def targets_of(boxes: list[list[list[float]]], slots: int) -> Targets:
@@ -38,41 +40,63 @@ def priors_of(canvas: int = 64) -> Priors:
     return Anchors(scales=(4.0,), ratios=(1.0,), offset=0.5)(shapes, strides, (canvas, canvas))
 
 
-def test_by_hand(atss: ModuleType) -> None:
-    # Five priors in a row at 1/2 of a box's overlap steps; the box is the third of them exactly.
-    boxes = torch.tensor([[x, 0.0, x + 10, 10.0] for x in (0.0, 5, 10, 15, 20)])
+def test_distance_and_loss_by_hand(nwd: ModuleType) -> None:
+    box, target = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[3.0, -1, 13, 19]])
+    # Centres (5, 5) and (8, 9), half sides (5, 5) and (5, 10): the root of 9 + 16 + 0 + 25.
+    assert nwd.wasserstein(box, target).item() == pytest.approx(math.sqrt(50))
+    expected = 2 * (1 - math.exp(-math.sqrt(50) / 10))
+    assert nwd.NWDLoss(weight=2.0, scale=10.0)(box, target).item() == pytest.approx(expected)
+    # Boxes that do not touch have a gradient; equal ones have none, and it is not a NaN.
+    for shift in (30.0, 0.0):
+        moved = (box + shift).requires_grad_()
+        nwd.NWDLoss()(moved, box).sum().backward()
+        assert moved.grad is not None
+        assert moved.grad.isfinite().all()
+        assert bool(moved.grad.any()) == (shift > 0)
+
+
+def test_assignment_by_hand(nwd: ModuleType) -> None:
+    # Five priors in a row; the first object stands between the second and the third, the other on the third.
+    boxes = torch.tensor([[x, 0.0, x + 4, 4.0] for x in (0.0, 10, 20, 30, 40)])
     priors = Priors(boxes, torch.full((5,), 8.0), (5,))
-    found = atss.ATSSAssigner(topk=5)(priors, targets_of([[[10.0, 0, 20, 10]]], 1))
-    # IoU 0, 1/3, 1, 1/3, 0: mean 1/3, deviation 0.408; only the third is above their sum.
-    assert found.positive.tolist() == [[False, False, True, False, False]]
+    found = nwd.RankingAssigner(topk=2)(priors, targets_of([[[14.0, 0, 18, 4], [21, 0, 25, 4]]], 2))
+    # The first is 4 and 6 px from the second and third prior, the other 1 and 9 from the third and fourth.
+    assert found.positive.tolist() == [[False, True, True, True, False]]
+    assert found.gt_index[0, 1:4].tolist() == [0, 1, 1]
     assert not found.ignore.any()
 
 
-def test_no_ground_truth_no_positive(atss: ModuleType) -> None:
-    assert not atss.ATSSAssigner()(priors_of(), targets_of([[], []], 3)).positive.any()
+def test_no_ground_truth_no_positive(nwd: ModuleType) -> None:
+    assert not nwd.RankingAssigner()(priors_of(), targets_of([[], []], 3)).positive.any()
 
 
-def test_batch_is_its_images_and_empty_slots_change_nothing(atss: ModuleType) -> None:
-    images = [[[4.0, 6, 40, 44], [30.0, 30, 62, 62]], [[10.0, 10, 30, 26]], []]
-    together = atss.ATSSAssigner()(priors_of(), targets_of(images, 8))
-    assert together.positive.sum(1).tolist()[2] == 0
+def test_batch_is_its_images_and_empty_slots_change_nothing(nwd: ModuleType) -> None:
+    images = [[[4.0, 6, 41, 44], [30.0, 31, 62, 62]], [[10.0, 11, 31, 26]], []]
+    together = nwd.RankingAssigner()(priors_of(), targets_of(images, 8))
+    assert together.positive.sum(1).tolist() == [6, 3, 0]
     for i, image in enumerate(images):
-        alone = atss.ATSSAssigner()(priors_of(), targets_of([image], 2))
+        alone = nwd.RankingAssigner()(priors_of(), targets_of([image], 2))
         assert torch.equal(alone.positive[0], together.positive[i])
         chosen = alone.positive[0]
         assert torch.equal(alone.gt_index[0][chosen], together.gt_index[i][chosen])
 
 
-def test_priors_that_take_no_part_are_ignored(atss: ModuleType) -> None:
+def test_priors_that_take_no_part_and_crowds_are_ignored(nwd: ModuleType) -> None:
     priors = priors_of()
     valid = priors.boxes[:, 0].lt(16)[None]
-    found = atss.ATSSAssigner()(replace(priors, valid=valid), targets_of([[[4.0, 6, 40, 44]]], 1))
+    targets = targets_of([[[4.0, 6, 40, 44]]], 1)
+    found = nwd.RankingAssigner()(replace(priors, valid=valid), targets)
+    assert found.positive.any()
     assert not (found.positive & ~valid).any()
     assert torch.equal(found.ignore, ~valid)
+    crowd = replace(targets, valid=targets.ignore, ignore=targets.valid)
+    found = nwd.RankingAssigner()(priors, crowd)
+    assert not found.positive.any()
+    assert 0 < found.ignore.sum() < len(priors.boxes)
 
 
 def test_recipe_trains_and_compiles() -> None:
-    experiment = bw.recipe(f"{EXAMPLE}:atss_r50_fpn_1x")
+    experiment = bw.recipe(RECIPE)
     backbone = experiment.model.backbone
     backbone.depth, backbone.norm_eval, backbone.frozen_stages = 18, False, 0
     experiment.model.neck.out_channels = experiment.model.head.channels = 32

@@ -87,10 +87,7 @@ def test_files_named_in_pages_exist() -> None:
         for name in re.findall(
             r"`(boxwright/[\w/]+\.py|tests/[\w/]+\.py|docs/[\w/]+\.py)`", page.read_text()
         ):
-            exists = (ROOT / name).exists() or (
-                page.name == "adding_a_method.md" and name.endswith("/atss.py")
-            )
-            assert exists, f"{page.name} names {name}, which does not exist"
+            assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
 
 
 def test_architecture_shows_the_rows_of_the_import_test() -> None:
