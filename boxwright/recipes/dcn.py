@@ -68,7 +68,7 @@ def mask_rcnn_r50_fpn_mdconv_c3_c5_1x() -> Config[Experiment]:
     return deformable(mask_rcnn_r50_fpn_1x(), ModulatedDeformConv2d)
 
 
-def faster_rcnn_mnv2_mdconv_320() -> Config[Experiment]:
+def faster_rcnn_mdconv_mnv2_320() -> Config[Experiment]:
     """Faster R-CNN with MobileNetV2 at 320 pixels, its pyramid of deformable convolutions v2.
 
     MobileNetV2's own 3x3 convolutions are depthwise, so the pyramid's are deformed instead.

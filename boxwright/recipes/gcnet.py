@@ -61,7 +61,7 @@ def mask_rcnn_r50_syncbn_fpn_gcb_r4_c3_c5_1x() -> Config[Experiment]:
     return synchronised(mask_rcnn_r50_fpn_gcb_r4_c3_c5_1x())
 
 
-def faster_rcnn_mnv2_gcb_320() -> Config[Experiment]:
+def faster_rcnn_gcb_mnv2_320() -> Config[Experiment]:
     """Faster R-CNN with MobileNetV2 at 320 pixels, a context block behind each of its levels."""
     model = mobilenet_model()
     model.backbone.plugin = Partial(ContextBlock, ratio=1 / 4)

@@ -71,7 +71,7 @@ def mask_rcnn_r50_fpn_gn_ws_2x() -> Config[Experiment]:
     return standardised(mask_rcnn_r50_fpn_gn_2x())
 
 
-def faster_rcnn_mnv2_gn_ws_320() -> Config[Experiment]:
+def faster_rcnn_gn_ws_mnv2_320() -> Config[Experiment]:
     """Faster R-CNN with MobileNetV2 at 320 pixels, its pyramid with group norm and weight standardisation."""
     model = mobilenet_model()
     tag_norms(model.neck)

@@ -22,6 +22,7 @@ QUICK = [
     "gfl_mnv2_320",
     "yolov3_mnv2_320",
     "faster_rcnn_mnv2_320",
+    "faster_rcnn_mdconv_mnv2_320",
     "rfcn_mnv2_320",
     "mask_rcnn_mnv2_320",
     "cascade_rcnn_mnv2_320",
