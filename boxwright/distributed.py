@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import ConfigError
+
+_GROUPS: dict[int, dist.ProcessGroup] = {}  # by size; a process group is made once
 
 
 def is_distributed() -> bool:
@@ -43,6 +48,54 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return all_reduce(value.detach(), "sum", dist.group.WORLD) / world_size()  # pyright: ignore[reportArgumentType]
 
 
+def gather_over_ranks(value: Tensor) -> Tensor:
+    """The tensors of all ranks, of one shape, joined in order of rank along the first dimension.
+
+    No gradient flows.
+    """
+    if not is_distributed():
+        return value
+    from torch.distributed._functional_collectives import all_gather_tensor  # traceable by torch.compile
+
+    return all_gather_tensor(value.detach(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]
+
+
+def sum_over(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum of a tensor over the ranks of a group. No gradient flows."""
+    from torch.distributed._functional_collectives import all_reduce  # traceable by torch.compile
+
+    return all_reduce(value.detach(), "sum", group) * 1.0  # pyright: ignore[reportArgumentType]
+
+
+def share_group(ranks: int | Literal["node"] | None) -> dist.ProcessGroup:
+    """The group of neighbouring ranks that this one belongs to; every rank has to ask for the same.
+
+    Args:
+        ranks: how many make a group, "node" for those of one machine (as `torchrun` says), None for all.
+
+    Raises:
+        ConfigError: the number of processes is no multiple of `ranks`.
+    """
+    world = world_size()
+    count = (
+        world
+        if ranks is None
+        else int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        if ranks == "node"
+        else ranks
+    )
+    if count < 1 or world % count:
+        raise ConfigError(
+            f"groups of {count} ranks cannot be made of {world} processes: choose a divisor of {world}"
+        )
+    if count == world:
+        assert dist.group.WORLD is not None
+        return dist.group.WORLD
+    if count not in _GROUPS:
+        _GROUPS[count] = dist.new_subgroups(count)[0]
+    return _GROUPS[count]
+
+
 def gather_objects(value: object) -> list:
     """The objects of all ranks, in order of rank, on every rank."""
     if not is_distributed():
@@ -66,5 +119,6 @@ def start(device: torch.device) -> None:
 
 def stop() -> None:
     """Leave the process group."""
+    _GROUPS.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

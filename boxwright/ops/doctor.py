@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boxwright.ops.backends import use_triton
 from boxwright.ops.deform_conv import deform_conv2d, deform_conv2d_reference
 from boxwright.ops.masks import mask_targets, mask_targets_reference, pack, paste, paste_reference
 from boxwright.ops.nms import nms, nms_reference
+from boxwright.ops.ps_roi import ps_roi_pool, ps_roi_pool_reference
 from boxwright.ops.roi_align import assign_levels, roi_align, roi_align_reference
+from boxwright.ops.soft_nms import soft_nms, soft_nms_reference
 
 
 def backends(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -17,12 +20,26 @@ def backends(device: torch.device | str = "cpu") -> dict[str, str]:
         return {
             "nms": "torchvision, one call per image and group",
             "roi_align": "torch embedding_bag, a sparse product over all levels",
+            "soft_nms": "torch, a round for each box kept",
+            "ps_roi_pool": "torchvision, on maps with a cell more at the end",
             "deform_conv2d": "torchvision, in float32",
             "mask_targets": "torchvision, one call per object on its crop",
             "paste": "torch grid_sample inside each box",
         }
+    if use_triton(torch.device(device)):
+        return {
+            "nms": "Triton, pairs as bits",
+            "roi_align": "Triton, channels innermost",
+            "soft_nms": "torch, a round for each box kept",
+            "ps_roi_pool": "torchvision, on maps with a cell more at the end",
+            "deform_conv2d": "torchvision, in float32",
+            "mask_targets": "Triton, from the objects' crops",
+            "paste": "torch grid_sample over the image, in chunks",
+        }
     return {
         "nms": "torchvision, groups set apart in float64",
+        "soft_nms": "torch, a round for each box kept",
+        "ps_roi_pool": "torchvision, on maps with a cell more at the end",
         "roi_align": "torchvision, each level pools all slots",
         "deform_conv2d": "torchvision, in float32",
         "mask_targets": "torchvision, one call per object on its crop",
@@ -46,6 +63,8 @@ def errors(device: torch.device | str = "cpu", seed: int = 0) -> dict[str, float
         "mask_targets": _mask_targets_error(boxes, valid, generator),
         "paste": _paste_error(boxes[0], generator),
         **_deform_conv_errors(generator, device),
+        "soft_nms": _soft_nms_error(boxes, scores, groups, valid),
+        **_ps_roi_pool_errors(boxes, valid, generator),
     }
 
 
@@ -97,6 +116,22 @@ def _deform_conv_errors(generator: torch.Generator, device: torch.device | str) 
     return {
         "deform_conv2d": _difference(output.detach(), expected.detach()),
         "deform_conv2d_backward": backward,
+    }
+
+
+def _soft_nms_error(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor) -> float:
+    arguments = (boxes, scores, groups, valid, "gaussian", 0.5, 0.01, 20)
+    return _difference(soft_nms(*arguments)[1], soft_nms_reference(*arguments)[1])
+
+
+def _ps_roi_pool_errors(boxes: Tensor, valid: Tensor, generator: torch.Generator) -> dict[str, float]:
+    maps = torch.randn(2, 18, 8, 8, generator=generator).to(boxes.device).requires_grad_()
+    output, expected = (pool(maps, boxes, valid, 8, 3) for pool in (ps_roi_pool, ps_roi_pool_reference))
+    weight = torch.randn(output.shape, generator=generator).to(boxes.device)
+    grad, expected_grad = (torch.autograd.grad((v * weight).sum(), maps)[0] for v in (output, expected))
+    return {
+        "ps_roi_pool": _difference(output.detach(), expected.detach()),
+        "ps_roi_pool_backward": _difference(grad, expected_grad),
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boxwright.errors import DataError
+from boxwright.ops.backends import use_triton
 from boxwright.structures import MaskCrops
 
 _MIN_PIXELS = 4096
@@ -148,6 +149,13 @@ def _mask_targets_op(
     size: int,
     aligned: bool,
 ) -> Tensor:
+    if use_triton(boxes.device):
+        from boxwright.ops import _mask_targets_triton
+
+        crops = MaskCrops(pixels, crop_boxes, offset)
+        return _mask_targets_triton.mask_targets(
+            crops, boxes, gt_index, positive, (height, width), size, aligned
+        )
     targets = boxes.new_zeros(*gt_index.shape, size, size, dtype=torch.float32)
     flat = targets.flatten(0, 1)
     slots = offset.shape[1]

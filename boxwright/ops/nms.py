@@ -1,8 +1,8 @@
 """Greedy non-maximum suppression of a padded batch, groups (classes, levels) kept apart.
 
 Groups are often kept apart by shifting their boxes far from each other in float32, which rounds the
-coordinates and so changes IoUs. Here the boxes are either split by group (CPU), or shifted in float64 by
-amounts that the coordinates survive (other devices).
+coordinates and so changes IoUs. Here the boxes are split by group (CPU), or pairs of one group are compared
+(CUDA with Triton), or boxes are shifted in float64 by amounts that the coordinates survive (elsewhere).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 import torchvision  # registers torch.ops.torchvision.nms  # noqa: F401
 from torch import Tensor
+from torch.nn import functional as F
 
+from boxwright.ops.backends import use_triton
 from boxwright.ops.boxes import pairwise_iou
 
 # torchvision's CUDA kernel holds one bit for each pair of boxes: this many boxes need 128 MiB.
@@ -72,6 +74,7 @@ def _nms_op(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     run = _nms_by_segments if boxes.device.type == "cpu" else _nms_by_offsets
+    run = _nms_by_bits if use_triton(boxes.device) else run
     return run(boxes, scores, groups, valid, iou_threshold, max_output)
 
 
@@ -107,6 +110,28 @@ def _nms_by_segments(
         index[b, : len(ranks)] = order[ranks]
         keep[b, : len(ranks)] = True
     return index, keep
+
+
+def _nms_by_bits(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """All images at once by Triton kernels; nothing waits for the host."""
+    from boxwright.ops import _nms_triton
+
+    order = torch.where(valid, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    kept = _nms_triton.suppress(
+        boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+        groups.gather(1, order),
+        valid.gather(1, order),
+        iou_threshold,
+    )
+    index, keep = _empty_output(boxes, max_output)
+    slots = index.shape[1]
+    number = kept.cumsum(1) - 1
+    number = torch.where(kept & (number < slots), number, slots)  # the last column takes what is left over
+    index = F.pad(index, (0, 1)).scatter(1, number, order)[:, :slots]
+    keep = F.pad(keep, (0, 1)).scatter(1, number, torch.ones_like(kept))[:, :slots]
+    return torch.where(keep, index, 0).contiguous(), keep.contiguous()
 
 
 def _nms_by_offsets(

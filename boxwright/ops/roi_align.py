@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 import torchvision  # registers torch.ops.torchvision.roi_align  # noqa: F401
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from boxwright.ops import _roi_align_bags
 from boxwright.ops._roi_align_bags import Layout
+from boxwright.ops.backends import use_triton
 from boxwright.ops.boxes import area, as_float
 
 # Samples more than a cell outside a feature map count as 0 and read nothing: a box out here is nearly free.
@@ -125,6 +127,19 @@ def _axis_weights(
     return weights.reshape(bins, samples, extent).mean(1)
 
 
+def channels_last(values: Tensor) -> bool:
+    """Whether the backend for these features gives its results with the channels innermost in memory."""
+    return values.device.type == "cpu" or use_triton(values.device, values.dtype)
+
+
+def _backend(boxes: Tensor) -> ModuleType:
+    if boxes.device.type == "cpu":
+        return _roi_align_bags
+    from boxwright.ops import _roi_align_triton
+
+    return _roi_align_triton
+
+
 @torch.library.custom_op("boxwright::roi_align", mutates_args=())
 def _roi_align_op(
     features: Sequence[Tensor],
@@ -135,10 +150,10 @@ def _roi_align_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    if boxes.device.type == "cpu":
+    if channels_last(features[0]):
         heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
         layout = Layout(strides, heights, widths, output_size, sampling_ratio, aligned)
-        return _roi_align_bags.forward(features, boxes, level, layout)
+        return _backend(boxes).forward(features, boxes, level, layout)
     return _forward_masked(features, boxes, level, strides, output_size, sampling_ratio, aligned)
 
 
@@ -153,7 +168,7 @@ def _roi_align_fake(
     aligned: bool,
 ) -> Tensor:
     shape = (features[0].shape[1], output_size, output_size)
-    if boxes.device.type != "cpu":
+    if not channels_last(features[0]):
         return features[0].new_empty(*level.shape, *shape)
     return features[0].new_empty(*level.shape, *shape[1:], shape[0]).permute(0, 1, 4, 2, 3)
 
@@ -169,9 +184,9 @@ def _roi_align_backward_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    if boxes.device.type == "cpu":
+    if channels_last(grad):
         layout = Layout(strides, heights, widths, grad.shape[-1], sampling_ratio, aligned)
-        return _roi_align_bags.backward(grad, boxes, level, layout)
+        return _backend(boxes).backward(grad, boxes, level, layout)
     return _backward_masked(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
 
 
@@ -187,7 +202,7 @@ def _roi_align_backward_fake(
     aligned: bool,
 ) -> list[Tensor]:
     batch, _, channels = grad.shape[:3]
-    if boxes.device.type != "cpu":
+    if not channels_last(grad):
         return [grad.new_empty(batch, channels, h, w) for h, w in zip(heights, widths, strict=True)]
     shapes = [(batch, h, w, channels) for h, w in zip(heights, widths, strict=True)]
     return [grad.new_empty(shape).permute(0, 3, 1, 2) for shape in shapes]

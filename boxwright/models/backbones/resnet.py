@@ -6,6 +6,7 @@ which published checkpoints use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import FeatureSpec
-from ..layers import ConvFactory, NormLayer, freeze, init_kaiming, set_batch_norm_eval
+from ..layers import ConvFactory, NormLayer, conv_norm, freeze, init_kaiming, set_batch_norm_eval
 from .pretrained import is_file, load_backbone_weights
 from .resnet_blocks import BasicBlock, Block, BlockStyle, Bottleneck
 
@@ -43,6 +44,10 @@ TORCHVISION_WEIGHTS = {
     (101, 1, 128): "Wide_ResNet101_2_Weights.IMAGENET1K_V1",
 }
 """What `weights="torchvision"` means, by depth, groups and width per group."""
+
+
+ADDED = (".plugin.", ".conv_offset.")
+"""What later papers put into the blocks: it starts by itself, and weights of the plain network lack it."""
 
 
 class ResNet(nn.Module):
@@ -137,7 +142,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one `(B, C, H / stride, W / stride)` for each of `specs`."""
-        x = self.stem(x) if self.deep_stem else self.relu(self.bn1(self.conv1(x)))
+        x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.bn1, x))
         x = self.maxpool(x)
         features = []
         for stage in range(1, self.out_stages[-1] + 1):
@@ -191,7 +196,9 @@ class ResNet(nn.Module):
                 )
             weights = name
         unbuilt = [f"layer{stage}." for stage in range(self.out_stages[-1] + 1, 5)]
-        load_backbone_weights(self, weights, ignore=("fc.", *unbuilt))
+        # MMDetection calls a group norm gn, at the numbers where a batch norm is bn.
+        rename = {re.sub(r"\bbn(?=\d\.)", "gn", name): name for name in self.state_dict()}
+        load_backbone_weights(self, weights, ("fc.", *unbuilt), rename, ADDED)
 
     def _check(self, per_stage: dict[str, Sequence]) -> None:
         if self.depth not in ARCHITECTURES:

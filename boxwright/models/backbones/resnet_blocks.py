@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..layers import ConvFactory, NormLayer
+from ..layers import ConvFactory, NormLayer, conv_norm
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class BasicBlock(Block):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before plugin and sum."""
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        x = self.relu(conv_norm(self.conv1, self.bn1, x))
+        return conv_norm(self.conv2, self.bn2, x)
 
 
 class Bottleneck(Block):
@@ -115,15 +116,26 @@ class Bottleneck(Block):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before plugin and sum."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        x = self.relu(conv_norm(self.conv1, self.bn1, x))
+        x = self.relu(conv_norm(self.conv2, self.bn2, x))
+        return conv_norm(self.conv3, self.bn3, x)
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> nn.Sequential:
+class Shortcut(nn.Sequential):
+    """A projection: averaging if wanted, convolution, norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, in_channels, H, W)` to the shape of the branch."""
+        *before, conv, norm = self
+        for layer in before:
+            input = layer(input)
+        return conv_norm(conv, norm, input)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> Shortcut:
     layers: list[nn.Module] = []
     if style.avg_down and stride != 1:
         layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
         stride = 1
     layers += [style.conv(in_channels, out_channels, 1, stride=stride, bias=False), style.norm(out_channels)]
-    return nn.Sequential(*layers)
+    return Shortcut(*layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, ConfigError
 from ...structures import FeatureSpec
 from ..layers import set_batch_norm_eval, use_fast_depthwise
+from .folding import fold_norms
 from .pretrained import StateDict, download_error, load_exactly, read_weights, timm_remedy
 
 TORCHVISION_TWINS = {
@@ -53,6 +54,8 @@ class TimmBackbone(nn.Module):
         frozen_stages: 0 freezes nothing; k freezes all layers up to the k-th level of stride 4 or more,
             parameters and batch norm statistics.
         norm_eval: batch norms keep their running statistics, in training too (`layers/norm.py`).
+        plugin: makes a layer that keeps shape, from the number of channels, behind each level (GCNet's
+            context block); None for none.
         **timm_kwargs: passed on to `timm.create_model` (`drop_path_rate`, `output_stride`, ...).
 
     Raises:
@@ -71,6 +74,7 @@ class TimmBackbone(nn.Module):
         weights: str | Path | None = None,
         frozen_stages: int = 0,
         norm_eval: bool = True,
+        plugin: Callable[[int], nn.Module] | None = None,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -80,17 +84,22 @@ class TimmBackbone(nn.Module):
         self.net = _create(name, weights == "timm", {**timm_kwargs, "out_indices": tuple(out_indices)})
         info: Any = self.net.feature_info
         self.specs = tuple(map(FeatureSpec, info.channels(), info.reduction()))
+        self.plugins = None if plugin is None else nn.ModuleList(plugin(s.channels) for s in self.specs)
         self.channels_last_output = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         if weights is not None and weights != "timm":
             self._load(weights)
         use_fast_depthwise(self.net)
+        fold_norms(self.net)
         self._frozen = _frozen_part(self.net, name, frozen_stages)
         self.train()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one `(B, C, H / stride, W / stride)` for each of `specs`."""
         features = self.net(x)
-        return [f.permute(0, 3, 1, 2) for f in features] if self.channels_last_output else list(features)
+        features = [f.permute(0, 3, 1, 2) for f in features] if self.channels_last_output else list(features)
+        if self.plugins is None:
+            return features
+        return [plugin(f) for plugin, f in zip(self.plugins, features, strict=True)]
 
     def train(self, mode: bool = True) -> Self:
         """Change the mode, except of frozen layers and (`norm_eval`) batch norms: they stay in evaluation."""

@@ -1,19 +1,26 @@
 """What networks are put together from: convolution with norm, norms, initialisers, freezing."""
 
+from .context_block import ContextBlock
 from .conv import Activation, ConvFactory, ConvNorm, leaky_relu, relu
+from .conv_ws import ConvWS2d
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
+from .cross_norm import CrossBatchNorm2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
-from .fold import conv_norm
+from .fold import CONVOLUTIONS, conv_norm, scale_and_shift, scaled_conv
 from .freeze import freeze, set_batch_norm_eval
 from .init import bias_for_prior, init_kaiming, init_normal, init_xavier
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
 from .scale import Scale
 
 __all__ = [
+    "CONVOLUTIONS",
     "Activation",
+    "ContextBlock",
     "ConvFactory",
     "ConvNorm",
+    "ConvWS2d",
     "DeformConv2d",
+    "CrossBatchNorm2d",
     "FrozenBatchNorm2d",
     "ModulatedDeformConv2d",
     "NormLayer",
@@ -29,6 +36,8 @@ __all__ = [
     "init_xavier",
     "leaky_relu",
     "relu",
+    "scale_and_shift",
+    "scaled_conv",
     "set_batch_norm_eval",
     "use_fast_depthwise",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .fold import conv_norm
 from .norm import NormLayer
 
 Activation = Callable[[], nn.Module]
@@ -74,7 +75,5 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = self.conv(x) if self.norm is None else conv_norm(self.conv, self.norm, x)
         return x if self.activation is None else self.activation(x)

@@ -17,15 +17,12 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     is ten times slower than that.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, C, ceil(H / stride), ceil(W / stride))`, as padding has it."""
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         if input.device.type != "cpu" or low != torch.bfloat16 or not torch.is_grad_enabled():
-            return super().forward(input)
-        output = _Depthwise.apply(
-            input.to(low), self.weight.to(low), self.stride, self.padding, self.dilation
-        )
-        return output if self.bias is None else output + self.bias.to(low)[:, None, None]
+            return super()._conv_forward(input, weight, bias)
+        output = _Depthwise.apply(input.to(low), weight.to(low), self.stride, self.padding, self.dilation)
+        return output if bias is None else output + bias.to(low)[:, None, None]
 
 
 def use_fast_depthwise(module: nn.Module) -> None:

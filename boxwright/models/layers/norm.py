@@ -48,9 +48,13 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` in, the same shape, dtype and memory format out."""
-        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
-        shift = self.bias.float() - self.running_mean.float() * scale
+        scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The map of each channel, `(C,)` and `(C,)` float32."""
+        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
+        return scale, self.bias.float() - self.running_mean.float() * scale
 
     def extra_repr(self) -> str:
         """Channels and epsilon."""

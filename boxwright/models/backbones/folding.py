@@ -1,0 +1,65 @@
+"""Folding the fixed norms of any network into the convolutions before them, whoever wrote the network."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+from torch import Tensor, fx, nn
+
+from ..layers import CONVOLUTIONS, scale_and_shift, scaled_conv
+
+
+def fold_norms(net: nn.Module) -> int:
+    """Let convolutions take over the scale and shift of batch norms that stand right behind them, in place.
+
+    Names, parameters and values stay; as in `layers.conv_norm`, a norm is folded while its statistics are
+    fixed and called while it learns them. Pairs are found in the traced graph: the norm's input is the
+    convolution's output, which nothing else reads.
+
+    Args:
+        net: a network that `torch.fx` can trace; another is left as it is.
+
+    Returns:
+        How many norms were folded.
+    """
+    try:
+        graph = _Tracer().trace(net)
+    except (TypeError, ValueError, RuntimeError, AttributeError, fx.proxy.TraceError):
+        return 0  # control flow that depends on values: nothing is known of such a network
+    modules, count = dict(net.named_modules()), 0
+    for node in graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        before = node.args[0] if norm is not None and node.args else None
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node):
+            continue
+        conv = modules.get(str(before.target)) if before.op == "call_module" else None
+        calls = [n for n in graph.nodes if n.op == "call_module" and n.target in (node.target, before.target)]
+        if type(conv) in CONVOLUTIONS and len(before.users) == 1 and len(calls) == 2:
+            conv.__dict__["following"] = (norm,)  # not a child: its parameters have their names already
+            conv.forward = MethodType(_conv_with_norm, conv)
+            norm.forward = MethodType(_rest_of_norm, norm)
+            count += 1
+    return count
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, nn.BatchNorm2d | nn.Conv2d)
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def _conv_with_norm(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    (norm,) = conv.__dict__["following"]
+    fixed = scale_and_shift(norm)
+    return type(conv).forward(conv, x) if fixed is None else scaled_conv(conv, *fixed, x)
+
+
+def _rest_of_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What is left of a norm once its convolution has scaled and shifted: timm's have an activation."""
+    if scale_and_shift(norm) is None:
+        return type(norm).forward(norm, x)
+    for name in ("drop", "act"):
+        layer = getattr(norm, name, None)
+        if layer is not None:
+            x = layer(x)
+    return x

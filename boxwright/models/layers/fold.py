@@ -1,0 +1,50 @@
+"""Convolution and norm in one, where the norm is a fixed affine map of each channel."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .depthwise import StridedDepthwiseConv2d
+from .norm import FrozenBatchNorm2d
+
+CONVOLUTIONS = (nn.Conv2d, StridedDepthwiseConv2d)
+"""Layers whose kernel can take a scale; others derived from them (weight standardisation) may not."""
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(conv(x))`, with the norm's scale multiplied into the kernel where its statistics are fixed.
+
+    Batch norm in evaluation mode is `scale * y + shift`, so a convolution with the kernel `scale * weight`
+    and the bias `shift` gives the same, and the chain rule gives the same gradients to kernel, scale and
+    shift. The norm's pass over the activations, and the memory that its gradient would need, are saved.
+    Other norms and other convolutions are called one after the other.
+
+    Args:
+        conv: the convolution.
+        norm: what follows it.
+        x: `(B, C, H, W)`.
+    """
+    plain = type(conv) in CONVOLUTIONS and type(norm) in (nn.BatchNorm2d, FrozenBatchNorm2d)
+    fixed = scale_and_shift(norm) if plain else None
+    return norm(conv(x)) if fixed is None else scaled_conv(conv, *fixed, x)  # pyright: ignore
+
+
+def scaled_conv(conv: nn.Conv2d, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    """`scale * conv(x) + shift` for each channel, `(C,)` both, at the price of the convolution."""
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], shift)
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The affine map `(C,)`, `(C,)` float32 of a norm with fixed statistics; None for any other."""
+    if isinstance(norm, FrozenBatchNorm2d):
+        return norm.scale_and_shift()
+    if not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.running_var is None:
+        return None
+    assert norm.running_mean is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is None:
+        return scale, -norm.running_mean * scale
+    scale = norm.weight * scale
+    return scale, norm.bias - norm.running_mean * scale

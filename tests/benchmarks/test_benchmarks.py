@@ -1,0 +1,88 @@
+"""The benchmark scripts at toy sizes: that they measure what they say, and keep it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+harness = importlib.import_module("benchmarks.harness")
+detectors = importlib.import_module("benchmarks.detectors")
+evaluator = importlib.import_module("benchmarks.evaluator")
+operators = importlib.import_module("benchmarks.operators")
+table = importlib.import_module("benchmarks.table")
+CPU = torch.device("cpu")
+
+
+def test_competitors_run_in_turn_and_ratios_are_to_ours() -> None:
+    order: list[str] = []
+    runs = {who: lambda who=who: order.append(who) for who in ("ours", "theirs")}
+    timings = harness.interleave(runs, 3, CPU, warmup=1)
+    assert order == ["ours", "theirs"] * 4
+    assert len(timings["ours"].seconds) == 3
+    times = {"ours": harness.Timing((2.0, 2.0, 4.0)), "theirs": harness.Timing((4.0, 6.0, 5.0))}
+    ours, theirs = harness.rows_of(times, "case", "fp32", CPU)
+    assert (ours.seconds, ours.ratio, theirs.ratio) == (2.0, 1.0, 2.5)
+    assert theirs.spread == pytest.approx(0.2)
+
+
+def test_rows_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(harness, "ROWS", tmp_path / "rows")
+    page = tmp_path / "benchmarks.md"
+    page.write_text("# Page\n\n<!-- toy: begin -->\nold\n<!-- toy: end -->\nafter\n")
+    monkeypatch.setattr(table, "PAGE", page)
+    row = harness.Row("case", "ours", "fp32", 2, "64x64", 0.5, 0.1, 1.0)
+    for seconds in (0.5, 0.25):
+        rows = [
+            harness.Row(**{**vars(row), "seconds": seconds}),
+            harness.Row(**{**vars(row), "who": "torchvision", "ratio": 3.0}),
+        ]
+        harness.record("toy", rows, CPU)
+    assert "4 images/s" in capsys.readouterr().out
+    with (tmp_path / "rows" / "toy.csv").open() as file:
+        assert [line["seconds"] for line in csv.DictReader(file)] == ["0.5", "0.5", "0.25", "0.5"]
+    table.main()
+    text = page.read_text()
+    assert "old" not in text
+    assert "| case | ours | fp32 | 2 | 64x64 | 250 ms |" in text
+    assert "3.00x" in text
+    assert text.endswith("after\n")
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50_fpn", "faster_rcnn_mnv2_320"])
+def test_both_detectors_do_the_same_work(name: str) -> None:
+    pair = detectors.make_pair(name, 1, 64, 96, CPU)  # checks that features agree
+    for who in ("ours", "torchvision"):
+        pair.step(who, "fp32")()
+        pair.predict(who, "fp32")()
+
+
+def test_the_synthetic_results_give_the_metrics_of_pycocotools() -> None:
+    truth, results = evaluator.synthetic(20, 150, 1500)
+    measured = evaluator.evaluate_results(truth, results).metrics
+    expected = evaluator.theirs(truth, results)
+    for key, value in zip(evaluator.KEYS, expected, strict=True):
+        assert measured[f"bbox/{key}"] == pytest.approx(value, abs=1e-9)
+
+
+def test_operators_agree() -> None:
+    case = operators.suppression(CPU)
+    assert case.difference() == 0
+
+
+def test_the_scripts_are_listed() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "training" in done.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "x"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert wrong.returncode != 0

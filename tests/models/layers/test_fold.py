@@ -1,0 +1,61 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from boxwright.models.layers import FrozenBatchNorm2d, conv_norm, group_norm
+
+
+def layers(norm, bias=False, seed=0):
+    torch.manual_seed(seed)
+    conv, norm = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=bias), norm(6)
+    for name, value in norm.state_dict().items():
+        if value.dim():
+            value.uniform_(0.5, 1.5) if "var" in name or "weight" in name else value.normal_()
+    return conv, norm
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d,
+        FrozenBatchNorm2d,
+        lambda c: nn.BatchNorm2d(c, affine=False),
+        lambda c: group_norm(c, 3),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_two_layers(norm, bias):
+    conv, norm = layers(norm, bias)
+    norm.eval()
+    results = []
+    for run in (conv_norm, lambda conv, norm, x: norm(conv(x))):
+        module = nn.ModuleList((copy.deepcopy(conv), copy.deepcopy(norm)))
+        x = torch.randn(2, 4, 9, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = run(module[0], module[1], x)
+        output.pow(3).sum().backward()
+        results.append((output.detach(), x.grad, *(p.grad for p in module.parameters())))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_norm_that_learns_statistics_is_called():
+    conv, norm = layers(nn.BatchNorm2d)
+    x = torch.randn(2, 4, 8, 8)
+    expected = copy.deepcopy(norm)(conv(x))
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(conv_norm(conv, norm, x), expected)
+    assert not torch.equal(norm.running_mean, before)
+    no_statistics = nn.BatchNorm2d(6, track_running_stats=False).eval()
+    torch.testing.assert_close(conv_norm(conv, no_statistics, x), no_statistics(conv(x)))
+
+
+def test_no_activation_of_the_convolution_is_kept_for_the_gradient():
+    conv, norm = layers(nn.BatchNorm2d)
+    norm.eval()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        output = conv_norm(conv, norm, torch.randn(2, 4, 8, 8))
+    assert output.requires_grad
+    assert output.shape not in kept
