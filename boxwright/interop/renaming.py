@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.adaptive import AdaptiveValue
 
 LISTED = 12
 """How many names an error lists of each kind."""
@@ -71,7 +72,8 @@ def load_renamed(
 ) -> LoadReport:
     """Fill a model with renamed weights; nothing is loaded unless all fits.
 
-    Entries named `num_batches_tracked` may be absent or in excess: frozen norms do not count batches.
+    Entries named `num_batches_tracked` may be absent or in excess: frozen norms do not count batches. What
+    the model keeps of its own training (`models.adaptive`) is left as it is.
 
     Args:
         model: what is filled.
@@ -107,12 +109,23 @@ def load_renamed(
             if tensor.shape != wanted[name].shape:
                 shapes = f"{tuple(tensor.shape)}, in the model {tuple(wanted[name].shape)}"
                 misfit.reshaped.append(f"{key} ({shapes})")
-    missing = [name for name in wanted if name not in filled]
+    kept = state_of_training(model)
+    missing = [name for name in wanted if name not in filled and name not in kept]
     misfit.missing += [name for name in missing if not name.endswith("num_batches_tracked")]
     misfit.raise_for(source, model)
     with torch.no_grad():
         model.load_state_dict(filled, strict=False)
     return LoadReport(names, tuple(dropped))
+
+
+def state_of_training(model: nn.Module) -> set[str]:
+    """Names in the state dict that are no weights but follow the training; other libraries have none."""
+    return {
+        f"{name}.{entry}"
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptiveValue)
+        for entry in module.state_dict()
+    }
 
 
 def _some(names: list[str]) -> str:

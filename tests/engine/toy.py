@@ -6,6 +6,7 @@ each, which spares importing PyTorch; it writes the children's pids, and their w
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -177,6 +178,8 @@ def main(out, options):
         options["loader"] = WorkerLoader(options["batches"])
     misfortune = Misfortune(options.pop("interrupt", None), options.pop("nan_at", None))
     try:
+        if "call" in options:  # something else to do on every rank: `on_rank(out)` of a file
+            return runpy.run_path(options["call"])["on_rank"](Path(out))
         state = run(out, extra=[misfortune], **options)
         if distributed.is_main():
             torch.save(weights(state), Path(out) / "final.pt")

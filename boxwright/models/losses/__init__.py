@@ -2,6 +2,8 @@
 
 from .box import BoundedIoULoss, GIoULoss, IoULoss
 from .classification import BinaryCrossEntropy, CrossEntropy, FocalLoss
+from .dynamic import DynamicSmoothL1
+from .gfl import DistributionFocalLoss, QualityFocalLoss
 from .regression import BalancedL1, GridCodeLoss, SmoothL1
 
 __all__ = [
@@ -9,9 +11,12 @@ __all__ = [
     "BinaryCrossEntropy",
     "BoundedIoULoss",
     "CrossEntropy",
+    "DistributionFocalLoss",
+    "DynamicSmoothL1",
     "FocalLoss",
     "GIoULoss",
     "GridCodeLoss",
     "IoULoss",
+    "QualityFocalLoss",
     "SmoothL1",
 ]

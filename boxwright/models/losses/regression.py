@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def smooth_l1(codes: Tensor, targets: Tensor, beta: float | Tensor) -> Tensor:
+    """Quadratic below a positive `beta`, linear above: codes and targets `(..., 4)` to losses `(..., 4)`."""
+    distance = (codes.float() - targets).abs()
+    return torch.where(distance < beta, 0.5 * distance * distance / beta, distance - 0.5 * beta)
+
+
 @dataclass(frozen=True)
 class SmoothL1:
     """Quadratic below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, Eq. 3); L1 where `beta` is 0."""
@@ -19,11 +25,9 @@ class SmoothL1:
 
     def __call__(self, codes: Tensor, targets: Tensor) -> Tensor:
         """Codes and targets `(..., 4)` to losses `(..., 4)`."""
-        distance = (codes.float() - targets).abs()
         if self.beta > 0:
-            quadratic = 0.5 * distance * distance / self.beta
-            distance = torch.where(distance < self.beta, quadratic, distance - 0.5 * self.beta)
-        return distance * self.weight
+            return smooth_l1(codes, targets, self.beta) * self.weight
+        return (codes.float() - targets).abs() * self.weight
 
 
 @dataclass(frozen=True)

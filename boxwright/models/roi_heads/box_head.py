@@ -8,32 +8,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...ops.roi_align import assign_levels, roi_align
 from ...structures import FeatureSpec
-from ..layers.conv import ConvNorm
+from ..layers.conv import ConvFactory, ConvNorm
 from ..protocols import Coder
 from ..targets import Filled
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
-
-
-@dataclass(frozen=True)
-class RoIPredictions:
-    """Raw outputs for R regions of B images.
-
-    Args:
-        class_logits: `(B, R, columns)`; how many columns, the class loss says.
-        codes: `(B, R, C, 4)`, or `(B, R, 1, 4)` where all classes share one code.
-    """
-
-    class_logits: Tensor
-    codes: Tensor
-
-    def codes_of(self, labels: Tensor) -> Tensor:
-        """`(B, R, 4)` codes of one label a region, `(B, R)`."""
-        if self.codes.shape[2] == 1:
-            return self.codes[:, :, 0]
-        return self.codes.gather(2, labels[..., None, None].expand(*labels.shape, 1, 4))[:, :, 0]
+from .stage import RoIPredictions, RoIStage
 
 
 @dataclass(frozen=True)
@@ -86,21 +69,23 @@ class FourConvOneFC(nn.Sequential):
         width: int = 1024,
         conv_width: int = 256,
         norm: Callable[[int], nn.Module] | None = None,
+        conv: ConvFactory = nn.Conv2d,
     ) -> None:
         widths = [channels] + [conv_width] * 4
-        convs = [ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(widths)]
+        convs = [ConvNorm(i, o, 3, norm=norm, conv=conv) for i, o in pairwise(widths)]
         super().__init__(*convs, nn.Flatten(), nn.Linear(conv_width * size * size, width), nn.ReLU())
         self.out_features = width
 
 
-class BoxHead(nn.Module):
-    """One stage: it pools, classifies and regresses regions, and carries how it is trained and read.
+class BoxHead(RoIStage):
+    """A stage with layers of its own for each region: it pools, classifies and regresses.
 
     Args:
         in_specs: feature levels.
         num_classes: C, without background.
         extractor: how regions are pooled.
-        trunk: layers between pooling and predictors, called with channels and side; has `out_features`.
+        trunk: layers between pooling and predictors, called with channels and side; has `out_features`. One
+            that mask heads can share has `maps` too: what it makes of regions before it forgets the places.
         coder: what a box is regressed as.
         criterion: how the stage is trained.
         postprocess: how detections are made of the outputs.
@@ -119,10 +104,10 @@ class BoxHead(nn.Module):
         trunk: Callable[[int, int], nn.Module] = TwoFC,
         class_agnostic: bool = False,
     ) -> None:
-        super().__init__()
-        self.strides = tuple(spec.stride for spec in in_specs)
-        self.num_classes, self.extractor, self.coder = num_classes, extractor, coder
-        self.criterion, self.postprocess = criterion, postprocess
+        super().__init__(
+            in_specs, num_classes=num_classes, coder=coder, criterion=criterion, postprocess=postprocess
+        )
+        self.extractor = extractor
         self.trunk = trunk(in_specs[0].channels, extractor.size)
         width: int = self.trunk.out_features  # pyright: ignore[reportAssignmentType]
         self.class_predictor = nn.Linear(width, criterion.class_loss.columns(num_classes))
@@ -136,11 +121,31 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.class_predictor.bias)
         nn.init.zeros_(self.box_predictor.bias)
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> RoIPredictions:
+    def forward(self, shared: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> RoIPredictions:
         """Raw outputs for boxes `(B, R, 4)`; zero where not `valid (B, R)`."""
         filled = Filled.of(valid)
-        pooled = self.extractor(features, self.strides, boxes, valid)
+        pooled = self.extractor(shared, self.strides, boxes, valid)
         hidden = self.trunk(filled.drop(pooled))
         logits, codes = self.class_predictor(hidden).float(), self.box_predictor(hidden).float()
         codes = codes.unflatten(-1, (-1, self.coder.size))
         return RoIPredictions(filled.restore(logits), filled.restore(codes))
+
+    def maps(self, features: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> Tensor:
+        """The trunk's maps `(B, R, out_features, S, S)` of boxes `(B, R, 4)`; zero where not `valid`."""
+        filled = Filled.of(valid)
+        pooled = self.extractor(features, self.strides, boxes, valid)
+        return filled.restore(self.trunk.maps(filled.drop(pooled)))  # pyright: ignore[reportCallIssue]
+
+    @property
+    def map_specs(self) -> tuple[FeatureSpec, ...]:
+        """What `maps` gives, for the maker of a mask head.
+
+        Raises:
+            ConfigError: the trunk has no maps.
+        """
+        if not hasattr(self.trunk, "maps"):
+            raise ConfigError(
+                f"{type(self.trunk).__name__} has no maps of regions that a mask head could share: "
+                "give RoIHeads share_trunk=False, or a trunk such as ResNetTrunk"
+            )
+        return (FeatureSpec(int(self.trunk.out_features), self.strides[0]),)  # pyright: ignore[reportArgumentType]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...distributed import mean_over_ranks
 from ...structures import Priors, Targets
 from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
-from ..targets import Filled, Sample, boxes_and_labels, gather_slots
+from ..targets import Filled, Sample, boxes_and_labels
 
 if TYPE_CHECKING:
-    from .box_head import RoIPredictions
+    from .stage import RoIPredictions
 
 
 @dataclass(frozen=True)
 class RoICriterion:
     """Losses of a box head.
+
+    A slot whose settings follow the training (Dynamic R-CNN) is an `nn.Module`; the box head registers it.
+    Its `statistics()` are logged, and a code loss that has `observe(targets, positive)` is shown each step's
+    code targets `(B, S, 4)` and positives `(B, S)` once its losses are computed.
 
     Args:
         assigner: which proposal is trained for which ground truth.
@@ -29,6 +33,8 @@ class RoICriterion:
         code_loss: loss on box codes; may stand beside `box_loss`.
         box_loss: loss on decoded boxes.
         add_ground_truth: the true boxes are proposals, too, so that there are positives from the start.
+        rank_with_box_loss: samplers that rank by loss see the sum of class and box loss (OHEM,
+            arXiv:1604.03540, Sec. 4.1), not the class loss alone (MMDetection).
     """
 
     assigner: Assigner
@@ -37,6 +43,7 @@ class RoICriterion:
     code_loss: ElementLoss | None = None
     box_loss: ElementLoss | None = None
     add_ground_truth: bool = True
+    rank_with_box_loss: bool = False
 
     def sample(
         self,
@@ -44,34 +51,62 @@ class RoICriterion:
         valid: Tensor,
         targets: Targets,
         predict: Callable[[Tensor, Tensor], RoIPredictions] | None = None,
+        coder: Coder | None = None,
     ) -> tuple[Tensor, Sample]:
         """Regions `(B, S, 4)` to train on, from proposals `(B, R, 4)` with `valid (B, R)`, and their sample.
 
         An index of R or more in the sample is a ground truth that was added. `predict` gives the outputs for
-        boxes and their validity, to samplers that rank by loss.
+        boxes and their validity, and `coder` reads their codes, for samplers that rank by loss.
         """
         if self.add_ground_truth:
             boxes = torch.cat((boxes, targets.boxes), dim=1)
             valid = torch.cat((valid, targets.valid), dim=1)
         count = boxes.shape[1]
-        assignment = self.assigner(Priors(boxes, boxes.new_ones(count), (count,), valid), targets)
+        priors = Priors(boxes, boxes.new_ones(count), (count,), valid)
+        assignment = self.assigner(priors, targets)
 
         def losses() -> Tensor:
-            assert predict is not None, "this sampler ranks by loss: give `predict`"
+            assert predict is not None and coder is not None, "this sampler ranks by loss"  # noqa: PT018
+            every = Sample(None, assignment.gt_index, assignment.positive, assignment.negative)
             with torch.no_grad():
-                labels = gather_slots(targets.labels, assignment.gt_index)
-                logits = predict(boxes, valid).class_logits
-                return self.class_loss(logits, labels, assignment.positive.float())
+                of_class, of_box = self.each(predict(boxes, valid), boxes, every, targets, coder)
+            return of_class + of_box if self.rank_with_box_loss else of_class
 
-        sample = self.sampler(assignment, losses)
+        sample = self.sampler(assignment, losses, priors)
         return sample.take(boxes), sample
 
     def __call__(
         self, predictions: RoIPredictions, boxes: Tensor, sample: Sample, targets: Targets, coder: Coder
     ) -> dict[str, Tensor]:
         """Losses of a batch: "loss/class" and "loss/box", divided by the number of sampled regions."""
-        gt_boxes, labels = boxes_and_labels(sample, targets)
+        class_losses, box_losses = self.each(predictions, boxes, sample, targets, coder)
         divisor = mean_over_ranks(sample.valid.sum().float()).clamp(min=1)
+        return {
+            "loss/class": torch.where(sample.valid, class_losses, 0.0).sum() / divisor,
+            "loss/box": box_losses.sum() / divisor,
+            "stat/positives": sample.positive.sum() / float(sample.positive.shape[0]),
+            **self.follow(boxes, sample, targets, coder),
+        }
+
+    def stateful(self) -> dict[str, nn.Module]:
+        """The slots that keep state from step to step, by name."""
+        slots = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: slot for name, slot in slots.items() if isinstance(slot, nn.Module)}
+
+    def follow(self, boxes: Tensor, sample: Sample, targets: Targets, coder: Coder) -> dict[str, Tensor]:
+        """Show a step's regions `(B, S, 4)` to slots that follow the training; returns their statistics."""
+        observe = getattr(self.code_loss, "observe", None)
+        if observe is not None:
+            gt_boxes, _ = boxes_and_labels(sample, targets)
+            observe(coder.encode(gt_boxes, boxes, boxes.new_ones(boxes.shape[:2])), sample.positive)
+        asked = [getattr(slot, "statistics", dict) for slot in self.stateful().values()]
+        return {f"stat/{name}": value for ask in asked for name, value in ask().items()}
+
+    def each(
+        self, predictions: RoIPredictions, boxes: Tensor, sample: Sample, targets: Targets, coder: Coder
+    ) -> tuple[Tensor, Tensor]:
+        """Class losses and box losses `(B, S)` of each region; box losses are 0 where it is not positive."""
+        gt_boxes, labels = boxes_and_labels(sample, targets)
         class_losses = self.class_loss(predictions.class_logits, labels, sample.positive.float())
         filled = Filled.of(sample.positive)
         gt, region = filled.drop(gt_boxes), filled.drop(boxes)
@@ -82,8 +117,4 @@ class RoICriterion:
             box_losses = box_losses + self.box_loss(coder.decode(codes, region, stride), gt)
         if self.code_loss is not None:
             box_losses = box_losses + self.code_loss(codes, coder.encode(gt, region, stride)).sum(-1)
-        return {
-            "loss/class": torch.where(sample.valid, class_losses, 0.0).sum() / divisor,
-            "loss/box": filled.restore(box_losses).sum() / divisor,
-            "stat/positives": sample.positive.sum() / float(sample.positive.shape[0]),
-        }
+        return class_losses, filled.restore(box_losses)
