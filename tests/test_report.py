@@ -72,6 +72,8 @@ def finished(table, tmp_path_factory):
             "loss": 3 / s,
             "loss/box": 1 / s,
             "loss/cls": None,
+            "stat/iou_threshold": 0.4 + s / 100,
+            "stat/beta": 1.0,
         }
         for s in range(1, 31)
     ]
@@ -152,7 +154,7 @@ def test_figures_and_pictures(finished):
     assert worst == [("img & 3.jpg", 1, 1, 1), ("img & 4.jpg", 1, 1, 1)]
     best = [p["image"] for p in figures["pictures"] if p["kind"] == "best"]
     assert best == ["img & 1.jpg", "img & 2.jpg"]
-    for name in ("training", "classes", "sizes", "precision_recall", "confusion"):
+    for name in ("training", "statistics", "classes", "sizes", "precision_recall", "confusion"):
         assert (finished / "plots" / f"{name}.png").stat().st_size > 1000
 
 
@@ -218,6 +220,13 @@ def test_settings_are_listed(finished, tmp_path):
     text = write_report(tmp_path).read_text()
     assert "id='settings'" in text
     assert "optimizer.lr" in text
+
+
+def test_each_statistic_of_the_training_has_a_chart(finished):
+    words = " ".join(parse(finished).words)
+    assert "Statistics" in words
+    assert "iou threshold" in words
+    assert "beta" in words
 
 
 def test_chart():

@@ -83,6 +83,31 @@ def plot_training(
     return _save(figure, path)
 
 
+def plot_statistics(train: Sequence[Mapping[str, Any]], path: str | Path, columns: int = 3) -> Path:
+    """Every statistic that the detector logs ("stat/...") over epochs, each on axes of its own.
+
+    Settings that a method adapts are among them: threshold and beta of Dynamic R-CNN (arXiv:2004.06002, Fig.
+    3, 5).
+
+    Args:
+        train: training lines of `metrics.jsonl`, with at least one statistic.
+        path: PNG file.
+        columns: plots beside each other.
+    """
+    keys = [key for key in dict.fromkeys(k for line in train for k in line) if key.startswith("stat/")]
+    columns = min(columns, len(keys))
+    rows = -(-len(keys) // columns)
+    figure, grid = _figure(4.2 * columns, 3.2 * rows, columns, rows)
+    plots = list(np.ravel(grid))
+    for key, axes in zip(keys, plots, strict=False):
+        axes.plot(*_history(train, key), color=COLORS[0], lw=1.6)
+        axes.set(xlabel="epoch")
+        axes.set_title(key.removeprefix("stat/").replace("_", " "), loc="left")
+    for axes in plots[len(keys) :]:
+        axes.set_axis_off()
+    return _save(figure, path)
+
+
 def plot_classes(per_class: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
     """AP of each class as bars, best first; of more than 40 classes, the 40 worst."""
     key = next((k for k in ("bbox/AP", "segm/AP") if any(k in m for m in per_class.values())), None)
@@ -122,14 +147,14 @@ def plot_sizes(metrics: Mapping[str, float], path: str | Path) -> Path:
     return _save(figure, path)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """A figure with bare axes; it belongs to no window and no list of figures."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "writing plots as PNG files") from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
+    axes = figure.subplots(rows, columns)
     for one in np.ravel(axes):
         one.grid(color=GRID, lw=0.8)
         one.set_axisbelow(True)

@@ -64,8 +64,8 @@ def write_report(
 def write_plots(run_dir: str | Path) -> list[Path]:
     """Write what the run folder's files hold as PNG files into `plots/`.
 
-    `training.png`, `classes.png`, `sizes.png`, `precision_recall.png` and `confusion.png`, each where its
-    data are there.
+    `training.png`, `statistics.png`, `classes.png`, `sizes.png`, `precision_recall.png` and `confusion.png`,
+    each where its data are there.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -81,6 +81,8 @@ def write_plots(run_dir: str | Path) -> list[Path]:
     written = []
     if run.train or run.val:
         written.append(plots.plot_training(run.train, run.val, folder / "training.png"))
+    if any(key.startswith("stat/") for line in run.train for key in line):
+        written.append(plots.plot_statistics(run.train, folder / "statistics.png"))
     if run.per_class:
         written.append(plots.plot_classes(run.per_class, folder / "classes.png"))
     if any(key.endswith(("/APs", "/APm", "/APl")) for key in run.metrics):

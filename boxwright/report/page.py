@@ -174,7 +174,24 @@ def _learning(run: RunContent) -> str:
         line_chart("Validation", measured, epoch, Axis("", 0.0, 1.0)),
         *(line_chart(title, series, epoch, from_zero) for title, series in rest.items()),
     ]
-    return f"<div class='grid'>{''.join(charts)}</div>" if any(charts) else ""
+    return f"<div class='grid'>{''.join(charts)}</div>{_statistics(train)}" if any(charts) else ""
+
+
+def _statistics(train: Sequence[Mapping[str, Any]]) -> str:
+    """A small chart for each statistic that the detector logs, whatever the method."""
+    keys = [key for key in dict.fromkeys(k for line in train for k in line) if key.startswith("stat/")]
+    charts = []
+    for key in keys:
+        title = key.removeprefix("stat/").replace("_", " ")
+        series = _history(train, key, title)
+        charts.append(line_chart(title, [series], Axis("epoch", low=0.0), Axis(""), size=(300, 210)))
+    if not any(charts):
+        return ""
+    hint = (
+        "<p class='hint'>What the detector tells of its training, as means between two records: counts an "
+        "image, and settings that follow the training.</p>"
+    )
+    return f"<h3>Statistics</h3>{hint}<div class='grid small'>{''.join(charts)}</div>"
 
 
 def _history(lines: Sequence[Mapping[str, Any]], key: str, name: str, color: int = 1) -> Series:

@@ -38,6 +38,7 @@ def test_all_plots(random_set, tmp_path):
         plots.plot_confusion(matrix, tmp_path / "confusion.png"),
         plots.plot_training(TRAIN, VAL, tmp_path / "training.png"),
         plots.plot_training(TRAIN, [], tmp_path / "no_validation.png"),
+        plots.plot_statistics([{"epoch": e, "stat/a": e, "stat/b": 1.0} for e in (1, 2)], tmp_path / "s.png"),
         plots.plot_classes(evaluation.per_class, tmp_path / "classes.png"),
         plots.plot_classes({"cat": {"voc/AP50": 0.5}}, tmp_path / "voc.png"),
         plots.plot_sizes(evaluation.metrics, tmp_path / "sizes.png"),
