@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..models.assigners import ApproxMaxIoUAssigner, FCOSAssigner, GridAssigner, RegionAssigner
 from ..models.coders import DistanceCoder, ShapeCoder
 from ..models.dense_heads import DenseCriterion, DenseHead, DensePostprocess, Guidance, Positives, Samples
+from ..models.layers import relu
 from ..models.losses import BinaryCrossEntropy, GridCodeLoss, SmoothL1
 from ..models.priors import Anchors, SizedAnchors, SSDAnchors, TrainableArea
 from ..models.samplers import HardNegativeSampler
@@ -208,7 +209,7 @@ def ssd_head(settings: Settings, context: Context) -> Partial:
     """`SSDHead`."""
     settings.expect("use_depthwise", False)
     settings.expect("reg_decoded_bbox", False)
-    settings.ignore("norm_cfg", "act_cfg")
+    settings.expect("act_cfg", None, {"type": "ReLU"})
     context.train.ignore("sampler")
     with settings.part("anchor_generator") as generator:
         if generator.kind != "SSDAnchorGenerator":
@@ -216,9 +217,10 @@ def ssd_head(settings: Settings, context: Context) -> Partial:
         generator.expect("scale_major", False)
         priors = _ssd_anchors(generator)
     config = ssd.head(priors)
-    convs = settings("stacked_convs", 0)
-    config.num_classes, config.tower_convs = settings("num_classes"), convs
+    config.num_classes, config.tower_convs = settings("num_classes"), settings("stacked_convs", 0)
     config.channels = settings("feat_channels", 256)
+    config.norm = parts.norm_of(settings.optional("norm_cfg"))
+    config.activation = None if settings("act_cfg", None) is None else relu
     config.coder = parts.delta_coder(settings.part("bbox_coder"))
     config.criterion.assigner = parts.max_iou(context.train.part("assigner"))
     config.criterion.sampler = Config(

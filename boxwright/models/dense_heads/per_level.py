@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, FeatureSpec
-from ..layers import init_xavier
-from ..layers.conv import ConvNorm
+from ..layers import Activation, ConvNorm, NormLayer, init_xavier, relu
 from ..protocols import Coder, PriorGenerator
 from .criterion import DenseCriterion
 from .head import PriorHead, by_prior
@@ -34,6 +33,7 @@ class PerLevelHead(PriorHead):
         tower_convs: 3x3 convolutions in front of each predictor; the quality logit hangs on the box tower.
         predictor_kernel: side of the predictors' kernels.
         norm: norm of each tower convolution, called with its channels; None for none.
+        activation: makes the activation behind each tower convolution; None for none.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class PerLevelHead(PriorHead):
         channels: int = 256,
         tower_convs: int = 0,
         predictor_kernel: int = 3,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: NormLayer | None = None,
+        activation: Activation | None = relu,
     ) -> None:
         super().__init__(in_specs, priors=priors, coder=coder, criterion=criterion, postprocess=postprocess)
         self.num_classes = num_classes
@@ -58,7 +59,10 @@ class PerLevelHead(PriorHead):
         def towers() -> nn.ModuleList:
             widths = [[spec.channels] + [channels] * tower_convs for spec in in_specs]
             return nn.ModuleList(
-                nn.Sequential(*(ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(line))) for line in widths
+                nn.Sequential(
+                    *(ConvNorm(i, o, 3, norm=norm, activation=activation) for i, o in pairwise(line))
+                )
+                for line in widths
             )
 
         def predictors(size: int) -> nn.ModuleList:
