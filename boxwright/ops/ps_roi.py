@@ -22,7 +22,7 @@ from boxwright.ops.roi_align import roi_align
 _NOWHERE = -1e6
 
 
-def ps_roi_pool(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+def ps_roi_pool(maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
     """The mean of the cells in each bin (Eq. 1); differentiable in the maps only.
 
     The region is rounded to whole cells, at least one. Of its w cells in a row, those of bin j are
@@ -42,11 +42,11 @@ def ps_roi_pool(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins:
         ValueError: the channels are no multiple of k * k.
     """
     _check(maps, bins)
-    return _ps_roi_pool_op(maps, boxes.detach(), valid, float(stride), bins)
+    return _ps_roi_pool_op(maps, boxes.detach(), valid, stride, bins)
 
 
 def ps_roi_align(
-    maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int, sampling_ratio: int = 2
+    maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int, sampling_ratio: int = 2
 ) -> Tensor:
     """The mean of bilinear samples in each bin, placed as by RoIAlign (arXiv:1703.06870, Sec. 3).
 
@@ -69,7 +69,7 @@ def ps_roi_align(
 
 
 def ps_crop_and_resize(
-    maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int, points: int = 6
+    maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int, points: int = 6
 ) -> Tensor:
     """The mean of bilinear samples that reach from edge to edge of each bin (arXiv:1611.10012, Sec. 3.1).
 
@@ -127,7 +127,7 @@ def _split(boxes: Tensor, bins: int) -> Tensor:
 
 
 def _sample_bins(
-    maps: Tensor, parts: Tensor, valid: Tensor, stride: float, bins: int, sampling_ratio: int
+    maps: Tensor, parts: Tensor, valid: Tensor, stride: int, bins: int, sampling_ratio: int
 ) -> Tensor:
     """RoIAlign of single bins: the maps of each bin are an image of their own, and the bin is its region."""
     batch, regions = valid.shape
@@ -138,7 +138,7 @@ def _sample_bins(
     return pooled[..., 0, 0].unflatten(0, (batch, bins, bins)).permute(0, 3, 4, 1, 2)
 
 
-def ps_roi_pool_reference(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+def ps_roi_pool_reference(maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
     """The definition of `ps_roi_pool`, region by region."""
 
     def weights(start: Tensor, end: Tensor, extent: int) -> Tensor:
@@ -154,7 +154,7 @@ def ps_roi_pool_reference(maps: Tensor, boxes: Tensor, valid: Tensor, stride: fl
 
 
 def ps_roi_align_reference(
-    maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int, sampling_ratio: int = 2
+    maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int, sampling_ratio: int = 2
 ) -> Tensor:
     """The definition of `ps_roi_align`, region by region."""
 
@@ -168,7 +168,7 @@ def ps_roi_align_reference(
 
 
 def ps_crop_and_resize_reference(
-    maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int, points: int = 6
+    maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int, points: int = 6
 ) -> Tensor:
     """The definition of `ps_crop_and_resize`, region by region."""
 
@@ -212,7 +212,7 @@ def _by_weights(
 
 
 @torch.library.custom_op("boxwright::ps_roi_pool", mutates_args=())
-def _ps_roi_pool_op(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+def _ps_roi_pool_op(maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
     # torchvision's forward never reads the last row and the last column of a map, though its backward gives
     # them a gradient: with one more of each, the two belong together and the map is whole.
     padded = F.pad(as_float(maps), (0, 1, 0, 1))
@@ -222,13 +222,13 @@ def _ps_roi_pool_op(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, b
 
 
 @_ps_roi_pool_op.register_fake
-def _ps_roi_pool_fake(maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+def _ps_roi_pool_fake(maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
     return maps.new_empty(*valid.shape, maps.shape[1] // bins**2, bins, bins)
 
 
 @torch.library.custom_op("boxwright::ps_roi_pool_backward", mutates_args=())
 def _ps_roi_pool_backward_op(
-    grad: Tensor, boxes: Tensor, valid: Tensor, stride: float, height: int, width: int
+    grad: Tensor, boxes: Tensor, valid: Tensor, stride: int, height: int, width: int
 ) -> Tensor:
     batch, _, depth, bins, _ = grad.shape
     flat = as_float(grad.flatten(0, 1)).contiguous()
@@ -242,7 +242,7 @@ def _ps_roi_pool_backward_op(
 
 @_ps_roi_pool_backward_op.register_fake
 def _ps_roi_pool_backward_fake(
-    grad: Tensor, boxes: Tensor, valid: Tensor, stride: float, height: int, width: int
+    grad: Tensor, boxes: Tensor, valid: Tensor, stride: int, height: int, width: int
 ) -> Tensor:
     batch, _, depth, bins, _ = grad.shape
     return grad.new_empty(batch, depth * bins**2, height, width)

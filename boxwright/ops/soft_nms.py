@@ -110,11 +110,9 @@ def _soft_nms_op(
     first = valid.byte().sort(dim=1, descending=True, stable=True)[1][:, :most]
     taken = slice(None), slice(min(most, index.shape[1]))
     output = index[taken], score[taken], keep[taken]
-    candidates = (
-        boxes.gather(1, first[..., None].expand(-1, -1, 4)),
-        *(values.gather(1, first) for values in (scores, groups, valid)),
-    )
-    _rounds(*candidates, decay, parameter, min_score, output)
+    corners = boxes.gather(1, first[..., None].expand(-1, -1, 4))
+    others = [values.gather(1, first) for values in (scores, groups, valid)]
+    _rounds(corners, others[0], others[1], others[2], decay, parameter, min_score, output)
     output[0].copy_(first.gather(1, output[0]) * output[2])
     return index, score, keep
 

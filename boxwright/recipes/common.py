@@ -127,7 +127,7 @@ def box_head(
     return with_tag(head, "num_classes", NumClasses)
 
 
-def roi_heads(*stages: fdl.Partial[BoxHead], mask: Any = None) -> fdl.Partial[RoIHeads]:
+def roi_heads(*stages: fdl.Partial[Any], mask: Any = None) -> fdl.Partial[RoIHeads]:
     """Box stages and, if wanted, a mask head."""
     return Partial(RoIHeads, stages=list(stages), mask=mask)
 

@@ -21,6 +21,7 @@ from boxwright.interop.torchvision_parts import TorchvisionBody
 from boxwright.models.backbones.resnet import ResNet
 from boxwright.models.detectors import Normalise, TwoStageDetector
 from boxwright.models.layers import FrozenBatchNorm2d
+from boxwright.models.suppression import GreedyNMS
 
 BARE: dict[str, Any] = {"weights": None, "weights_backbone": None}
 
@@ -58,13 +59,13 @@ def test_settings_are_carried_over() -> None:
     assert isinstance(ours, TwoStageDetector)
     assert not ours.training
     train, test = ours.train_proposals, ours.rpn.postprocess
-    assert (train.candidates, train.max_detections, train.nms_iou) == (70, 50, 0.6)
+    assert (train.candidates, train.max_detections, train.nms) == (70, 50, GreedyNMS(0.6))
     assert (test.candidates, test.max_detections, test.score_threshold) == (60, 40, 0.1)
     criterion = ours.rpn.criterion
     assert (criterion.assigner.positive_iou, criterion.assigner.negative_iou) == (0.65, 0.25)  # pyright: ignore
     assert (criterion.sampler.number, criterion.sampler.positive_share) == (128, 0.4)  # pyright: ignore
     stage: Any = ours.roi.stages[0]
-    assert (stage.postprocess.score_threshold, stage.postprocess.nms_iou) == (0.3, 0.45)
+    assert (stage.postprocess.score_threshold, stage.postprocess.nms) == (0.3, GreedyNMS(0.45))
     assert stage.postprocess.max_detections == 7
     assert stage.postprocess.candidates == 40 * 3
     assert (stage.criterion.assigner.positive_iou, stage.criterion.assigner.negative_iou) == (0.55, 0.35)

@@ -165,9 +165,9 @@ def test_a_crop_has_two_edges():
 
 def test_opcheck():
     maps, boxes, valid = make()
-    torch.library.opcheck(module._ps_roi_pool_op, (maps.requires_grad_(), boxes, valid, 4.0, BINS))
+    torch.library.opcheck(module._ps_roi_pool_op, (maps.requires_grad_(), boxes, valid, 4, BINS))
     grad = torch.randn(2, 7, DEPTH, BINS, BINS)
-    torch.library.opcheck(module._ps_roi_pool_backward_op, (grad, boxes, valid, 4.0, 12, 16))
+    torch.library.opcheck(module._ps_roi_pool_backward_op, (grad, boxes, valid, 4, 12, 16))
 
 
 @each

@@ -15,7 +15,7 @@ from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
 from .stage import RoIPredictions, RoIStage
 
-BinPool = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
+BinPool = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 """Maps `(B, D * k * k, H, W)`, boxes `(B, R, 4)`, valid `(B, R)`, stride, k to bins `(B, R, D, k, k)`."""
 
 
@@ -23,7 +23,7 @@ BinPool = Callable[[Tensor, Tensor, Tensor, float, int], Tensor]
 class PSRoIPool:
     """Position-sensitive RoI pooling (Sec. 2, Eq. 1): the mean of the whole cells in a bin."""
 
-    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
         """Maps `(B, D * k * k, H, W)` and boxes `(B, R, 4)` to `(B, R, D, k, k)`."""
         return ps_roi_pool(maps, boxes, valid, stride, bins)
 
@@ -38,7 +38,7 @@ class PSRoIAlign:
 
     sampling_ratio: int = 2
 
-    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
         """Maps `(B, D * k * k, H, W)` and boxes `(B, R, 4)` to `(B, R, D, k, k)`."""
         return ps_roi_align(maps, boxes, valid, stride, bins, self.sampling_ratio)
 
@@ -53,7 +53,7 @@ class PSCropResize:
 
     points: int = 6
 
-    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: float, bins: int) -> Tensor:
+    def __call__(self, maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
         """Maps `(B, D * k * k, H, W)` and boxes `(B, R, 4)` to `(B, R, D, k, k)`."""
         return ps_crop_and_resize(maps, boxes, valid, stride, bins, self.points)
 
