@@ -126,3 +126,15 @@ def test_empty_slots_and_other_images_change_nothing(assigner, seed: int, extra:
 def test_fcos_names_the_wrong_number_of_levels():
     with pytest.raises(ValueError, match="limits for 5 levels, the head has 1"):
         FCOSAssigner()(Points()([(4, 4)], [8], (32, 32)), random_targets(0))
+
+
+def test_of_priors_that_overlap_alike_one_or_all_are_found():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [5, 0, 15, 10], [5, 0, 15, 10]])
+    priors = Priors(boxes, torch.ones(4), (4,))
+    truth = torch.tensor([[[8.0, 0, 12, 4]]])
+    one = torch.ones(1, 1, dtype=torch.bool)
+    targets = Targets(truth, torch.zeros(1, 1).long(), one, ~one)
+    every = MaxIoUAssigner(match_low_quality=True)(priors, targets)
+    first = MaxIoUAssigner(match_low_quality=True, low_quality_ties=False)(priors, targets)
+    assert every.positive.tolist() == [[False, False, True, True]]
+    assert first.positive.tolist() == [[False, False, True, False]]
