@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .images import image_size as image_size
     from .loader import Loader as Loader
     from .masks import to_bitmap as to_bitmap
+    from .records import Record as Record
     from .stats import statistics as statistics
-    from .table import Record as Record
     from .table import Table as Table
 
 # No name here is that of a submodule: importing that would put the module in the name's place.
@@ -33,7 +33,7 @@ _WHERE = {
     "decode_image": "images",
     "image_size": "images",
     "to_bitmap": "masks",
-    "Record": "table",
+    "Record": "records",
     "Table": "table",
     "check": "checks",
     "contact_sheets": "browse",

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import DataError
 from .images import decode_image
 from .masks import to_bitmap
-from .table import Record, Table
+from .records import Record
+from .table import Table
 
 _GAP, _CAPTION = 6, 18
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from ..errors import DataError
 from ..labels import LabelMap
 from .masks import Mask, mask_area, mask_box
-from .table import OBJECT_TYPE, SCHEMA, Issue
+from .records import Issue
+from .table import OBJECT_TYPE, SCHEMA
 
 # float32 coordinates of images up to 100 000 px are about 0.008 px apart: a thinner box could vanish.
 MIN_SIDE = 0.01

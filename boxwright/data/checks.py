@@ -116,6 +116,7 @@ def check(data: Data, *, decode: bool = False) -> CheckReport:
         findings += _cleaning(name, table)
         findings += _objects(name, table)
         findings += _images(name, table, decode)
+        findings += _semantic(name, table)
     findings += _classes(data)
     findings += _overlaps(data, decode)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -218,6 +219,27 @@ def _images(split: str, table: Table, decode: bool) -> Iterator[Finding]:
         file, record = str(found[0][0]), found[0][1].removeprefix(f"{found[0][0]}: ")
         record = "; ".join([record, *(path.name for path, _ in found[1:_EXAMPLES])])
         yield Finding("error", code, message, file, record, remedy, len(found), split)
+
+
+def _semantic(split: str, table: Table) -> Iterator[Finding]:
+    """Semantic maps that are missing or of another size than their image."""
+    if table.semantic is None:
+        return
+    paths = [table.semantic.path(name) for name in table.file_names]
+    sizes = list(zip(table.widths.tolist(), table.heights.tolist(), strict=True))
+    missing, other = [], []
+    for path, size, result in zip(paths, sizes, _map(lambda p: _inspect(p, False), paths), strict=True):
+        if isinstance(result, str):
+            missing.append(path)
+        elif result != size:
+            other.append(path)
+    for code, found, text, remedy in (
+        ("semantic_missing", missing, "semantic maps that cannot be read", "restore them, or do without"),
+        ("semantic_size", other, "semantic maps of another size than their image", "make them again"),
+    ):
+        if found:
+            rest = "; ".join(path.name for path in found[1:_EXAMPLES])
+            yield Finding("error", code, text, str(found[0]), rest, remedy, len(found), split)
 
 
 def _inspect(path: Path, decode: bool) -> tuple[int, int] | str:

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import DataError
 from ..ops.masks import pack
-from ..structures import Batch, MaskCrops, Targets, slot_count
+from ..structures import NO_CLASS, Batch, MaskCrops, Targets, slot_count
 from .canvas import Canvas
 from .sample import Sample
 
@@ -17,17 +17,18 @@ def collate(samples: Sequence[Sample], canvas: Canvas) -> Batch:
     """Pad samples to a batch.
 
     Args:
-        samples: at least one; masks must be in all of them or in none.
+        samples: at least one; masks must be in all of them or in none, and semantic maps likewise.
         canvas: chooses the padded shape from the sizes of the images.
 
     Returns:
         A batch of B images in the order of the samples: uint8, 0 in the padding, and `G = slot_count(most
         objects of an image)` slots. A slot whose object is an `ignore` region is not `valid`. The batch has
-        masks where the samples have, also when none of its images holds an object.
+        masks where the samples have, also when none of its images holds an object; semantic maps are padded
+        with `NO_CLASS`.
 
     Raises:
-        DataError: an image does not fit the canvas, masks are in some of the samples only, or the samples'
-            boxes, labels, ignore flags and masks differ in number.
+        DataError: an image does not fit the canvas, masks or maps are in some of the samples only, the
+            samples' boxes, labels, ignore flags and masks differ in number, or a map in size from its image.
     """
     sizes = [(int(s["image"].shape[-2]), int(s["image"].shape[-1])) for s in samples]
     height, width = canvas.shape_for(sizes, [_name(s) for s in samples])
@@ -37,13 +38,13 @@ def collate(samples: Sequence[Sample], canvas: Canvas) -> Batch:
     return Batch(
         images=images,
         sizes=torch.tensor(sizes, dtype=torch.int64),
-        targets=_targets(samples),
+        targets=_targets(samples, (height, width)),
         image_ids=tuple(s["image_id"] for s in samples),
         original_sizes=torch.tensor([s["original_size"] for s in samples], dtype=torch.int64),
     )
 
 
-def _targets(samples: Sequence[Sample]) -> Targets:
+def _targets(samples: Sequence[Sample], canvas: tuple[int, int]) -> Targets:
     for sample in samples:
         lengths = [len(sample["boxes"]), len(sample["labels"]), len(sample["ignore"])]
         if "masks" in sample:
@@ -65,7 +66,7 @@ def _targets(samples: Sequence[Sample]) -> Targets:
         labels[i, :filled] = sample["labels"]
         valid[i, :filled] = ~sample["ignore"]
         ignore[i, :filled] = sample["ignore"]
-    return Targets(boxes, labels, valid, ignore, _masks(samples, slots))
+    return Targets(boxes, labels, valid, ignore, _masks(samples, slots), _semantic(samples, canvas))
 
 
 def _masks(samples: Sequence[Sample], slots: int) -> MaskCrops | None:
@@ -78,6 +79,25 @@ def _masks(samples: Sequence[Sample], slots: int) -> MaskCrops | None:
             "mask, or train a detector of boxes (`with_masks=False`)"
         )
     return pack([s["masks"].as_subclass(torch.Tensor) for s in samples if "masks" in s], slots)
+
+
+def _semantic(samples: Sequence[Sample], canvas: tuple[int, int]) -> torch.Tensor | None:
+    lacking = [s for s in samples if "semantic" not in s]
+    if len(lacking) == len(samples):
+        return None
+    if lacking:
+        raise DataError(
+            f"{_name(lacking[0])}: has no semantic map, but other images of the batch have; let transforms "
+            "keep it"
+        )
+    maps = torch.full((len(samples), *canvas), NO_CLASS, dtype=torch.uint8)
+    for padded, sample in zip(maps, samples, strict=True):
+        assert "semantic" in sample
+        height, width = sample["semantic"].shape
+        if (height, width) != tuple(sample["image"].shape[-2:]):
+            raise DataError(f"{_name(sample)}: a transform moved the image but not its semantic map")
+        padded[:height, :width] = sample["semantic"].as_subclass(torch.Tensor)
+    return maps
 
 
 def _name(sample: Sample) -> str:

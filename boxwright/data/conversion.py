@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import DataError
 from .dataset import Data
-from .table import Record, Table
+from .records import Record
+from .table import Table
 
 
 def convert(
@@ -24,14 +25,14 @@ def convert(
 
     COCO and light JSON keep boxes, masks, ignore regions and all ids (light JSON numbers the classes anew).
     VOC has no masks. YOLO has no ignore regions, no run lengths, one polygon an object, and where there
-    is a polygon no box besides. Both number images and objects anew.
+    is a polygon no box besides. Both number images and objects anew. Semantic maps are not converted.
 
     Args:
         data: the data set.
         out: the folder to make; it must not exist or be empty.
         format: "coco", "voc", "yolo" or "light".
         lossy: write even if the format cannot hold everything: VOC leaves the masks out, YOLO the ignore
-            regions and the masks it cannot hold (their boxes stay).
+            regions and the masks it cannot hold (their boxes stay), all of them semantic maps.
         link: hard-link the images instead of copying them, where the file system allows it.
 
     Returns:
@@ -50,10 +51,8 @@ def convert(
         raise DataError(f"format {format!r} is unknown; choose one of {', '.join(writers)}")
     lost = losses(data, format)
     if lost and not lossy:
-        raise DataError(
-            f"{data.root}: {format} cannot hold {'; '.join(lost)}. Choose coco or light, "
-            "or convert with lossy=True"
-        )
+        other = "Choose coco or light, or convert" if format in ("voc", "yolo") else "Convert"
+        raise DataError(f"{data.root}: {format} cannot hold {'; '.join(lost)}. {other} with lossy=True")
     folder = Path(os.path.abspath(out))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is not an empty folder; choose another place")
@@ -64,9 +63,10 @@ def convert(
 
 def losses(data: Data, format: str) -> tuple[str, ...]:
     """What of the annotations a format cannot hold, counted, in words; empty if it holds everything."""
+    maps = sum(len(table) for table in data.splits.values() if table.semantic is not None)
+    counts = {"semantic maps": maps}
     if format not in ("voc", "yolo"):
-        return ()
-    counts: dict[str, int] = {}
+        return tuple(f"{count} {kind}" for kind, count in counts.items() if count)
     for table in data.splits.values():
         if format == "yolo":
             regions = int(table.objects().ignore.sum())

@@ -14,6 +14,7 @@ from ..labels import LabelMap
 from .cache import cached_table
 from .readers import coco, fields, light, voc, yolo
 from .readers.fields import Request, Source
+from .semantic import find_maps, layouts
 from .table import Table
 
 READERS: tuple[ModuleType, ...] = (coco, light, voc, yolo)
@@ -93,6 +94,7 @@ def folder(
     test: str | None = None,
     annotations: str | None = None,
     images: str | None = None,
+    semantic: str | None = None,
 ) -> Data:
     """Open an annotated folder; what is not said is found by looking.
 
@@ -106,6 +108,10 @@ def folder(
         test: likewise.
         annotations: the annotation file, or the folder of annotation files; relative to `root`.
         images: the folder of the images, relative to `root` or absolute.
+        semantic: a folder of maps of semantic classes (things and stuff), such as COCO's `stuffthingmaps`,
+            relative to `root` or absolute. For an image `images/train2017/9.jpg` it holds a PNG of class
+            numbers from 0 on, 255 where there is none: `train2017/9.png`, or `9.png`, or as deep as the image
+            lies. Only training reads them.
 
     Returns:
         The data set. Tables are read once and cached by the contents of their annotations.
@@ -115,7 +121,7 @@ def folder(
             the file, the record and the remedy.
     """
     said = {"format": format, "train": train, "val": val, "test": test}
-    said |= {"annotations": annotations, "images": images}
+    said |= {"annotations": annotations, "images": images, "semantic": semantic}
     base = Path(os.path.abspath(os.path.expanduser(root)))
     if not base.is_dir():
         what = "is a file; name the folder it lies in" if base.is_file() else "does not exist; check the path"
@@ -123,6 +129,7 @@ def folder(
     if format is not None and format not in _TITLES:
         raise DataError(f"format {format!r} is unknown; choose one of {', '.join(_TITLES)}")
     request = Request(_existing(base, annotations, "annotations"), _existing(base, images, "images"))
+    maps = _existing(base, semantic, "semantic")
     explicit = {k: v for k, v in {"train": train, "val": val, "test": test}.items() if v is not None}
     for reader in READERS:
         if format in (None, reader.NAME):
@@ -130,7 +137,9 @@ def folder(
             if sources:
                 arguments = {"root": str(base), "format": reader.NAME}
                 arguments |= {name: value for name, value in said.items() if value is not None}
-                return dataclasses.replace(_open(base, reader, sources), arguments=arguments)
+                data = _open(base, reader, sources)
+                data = data if maps is None else _with_maps(data, maps)
+                return dataclasses.replace(data, arguments=arguments)
     raise DataError(_nothing_found(base, format, explicit))
 
 
@@ -189,6 +198,22 @@ def _open(base: Path, reader: ModuleType, sources: dict[str, Source]) -> Data:
         lines += [f"{name}: {note}" for note in sources[name].notes]
         lines += [f"{name}: {issue.count} x {issue.message}" for issue in table.issues]
     return Data(base, reader.NAME, tables, label_map, "\n".join(lines))
+
+
+def _with_maps(data: Data, folder: Path) -> Data:
+    """The data set with the maps of semantic classes in a folder, for the splits that have any there."""
+    found = {name: find_maps(folder, table.file_names) for name, table in data.splits.items()}
+    if not any(found.values()):
+        name = next(iter(data.splits.values())).file_names[0]
+        places = ", ".join(str(maps.path(name)) for maps in layouts(folder, [name]))
+        raise DataError(
+            f"{folder}: holds no semantic map of any split; that of {name} was looked for at {places}; "
+            "name the folder of the maps with semantic="
+        )
+    splits = {n: t if (maps := found[n]) is None else t.with_semantic(maps) for n, t in data.splits.items()}
+    first = {n: maps.path(data.splits[n].file_names[0]) for n, maps in found.items() if maps is not None}
+    notes = [f"{name}: semantic maps such as {path}" for name, path in first.items()]
+    return dataclasses.replace(data, splits=splits, found="\n".join([data.found, *notes]))
 
 
 def unite_label_maps(maps: list[tuple[LabelMap, bool]], where: str) -> LabelMap:

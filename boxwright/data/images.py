@@ -95,6 +95,32 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
             ) from error
 
 
+def decode_class_map(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file whose pixels are class numbers: one channel of 8 bits, grey or of a palette.
+
+    Args:
+        path: the file, of a format without loss such as PNG.
+
+    Returns:
+        A PIL image of mode L or P; the numbers of a palette are its indices.
+
+    Raises:
+        DataError: the file is missing, damaged, or its pixels are no numbers of 8 bits.
+    """
+    path = Path(path)
+    with _open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise DataError(
+                f"{path}: pixels of mode {image.mode} are no class numbers; save the map with one channel of "
+                "8 bits (grey or palette), 255 where there is no class"
+            )
+        try:
+            image.load()
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+            raise DataError(f"{path}: the map cannot be decoded ({error}); copy it again") from error
+        return image.copy()
+
+
 def looks_whole(path: str | os.PathLike[str]) -> bool:
     """Whether a JPEG or PNG has its end marker near its end; True for other formats.
 

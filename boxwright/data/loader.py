@@ -65,12 +65,13 @@ class Loader:
         drop_last: leave out the last incomplete batch of each orientation instead of filling it up (an
             orientation with less than one batch is filled up nonetheless).
         with_masks: rasterise instance masks; by default if the table has any.
+        with_semantic: read maps of semantic classes; by default in training, if the table has any.
         prefetch: batches that each worker makes ahead.
         pin_memory: put batches into page-locked memory; by default if there is a CUDA device.
 
     Raises:
         ConfigError: a number is out of range.
-        DataError: the table is empty, or has no masks where they are asked for. While iterating: an
+        DataError: the table is empty, or has no masks or maps where they are asked for. While iterating: an
             image cannot be decoded or does not fit the canvas (the message names the file), or a worker died.
     """
 
@@ -87,6 +88,7 @@ class Loader:
         with_masks: bool | None = None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
+        with_semantic: bool | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -102,8 +104,14 @@ class Loader:
                 "masks are asked for, but no object of this split has one: take a data set with masks, "
                 "or train a detector of boxes (`with_masks=False`)"
             )
+        if with_semantic and table.semantic is None:
+            raise DataError(
+                "maps of semantic classes are asked for, but this split has none: name their folder with "
+                "folder(..., semantic=)"
+            )
         canvas = canvas if canvas is not None else Canvas()
         with_masks = table.has_masks if with_masks is None else with_masks
+        with_semantic = shuffle and table.semantic is not None if with_semantic is None else with_semantic
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         ratios = np.asarray(table.aspect_ratios()) if canvas.varies else np.ones(len(table))
         self._groups = orientation_groups(ratios)
@@ -111,7 +119,9 @@ class Loader:
         self._epoch, self._position, self._start = 0, 0, 0
         self._plans = _Plans()
         self._torch_loader = DataLoader(
-            _Batches(table, tuple(transforms), canvas, with_masks, seed, mark_repeated=not shuffle),
+            _Batches(
+                table, tuple(transforms), canvas, with_masks, with_semantic, seed, mark_repeated=not shuffle
+            ),
             batch_size=None,
             sampler=self._plans,
             num_workers=workers,
@@ -215,6 +225,7 @@ class _Batches(Dataset):
     transforms: tuple[Transform, ...]
     canvas: Canvas
     with_masks: bool
+    with_semantic: bool
     seed: int
     mark_repeated: bool
 
@@ -229,7 +240,7 @@ class _Batches(Dataset):
         return _Delivery(batch)
 
     def _sample(self, epoch: int, index: int) -> Any:
-        sample = load_sample(self.table[index], self.with_masks)
+        sample = load_sample(self.table[index], self.with_masks, self.with_semantic)
         generator = sample_generator(self.seed, epoch, index)
         for transform in self.transforms:
             sample = transform(sample, generator)

@@ -13,7 +13,8 @@ from torchvision import tv_tensors
 from ..errors import DataError
 from .images import decode_image
 from .masks import to_bitmap
-from .table import Record
+from .records import Record
+from .semantic import load_map
 
 
 class Sample(TypedDict):
@@ -25,6 +26,8 @@ class Sample(TypedDict):
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
         masks: `(n, H, W)` uint8, 0 or 1; absent where masks are not asked for.
+        semantic: `(H, W)` uint8, semantic class of each pixel, `NO_CLASS` without one; absent where maps are
+            not asked for.
         image_id: identity of the image in its split.
         original_size: height and width of the file, whatever the transforms do.
         file: path of the file, for messages.
@@ -35,6 +38,7 @@ class Sample(TypedDict):
     labels: torch.Tensor
     ignore: torch.Tensor
     masks: NotRequired[tv_tensors.Mask]
+    semantic: NotRequired[tv_tensors.Mask]
     image_id: int
     original_size: tuple[int, int]
     file: str
@@ -59,16 +63,17 @@ def as_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> tv_tensors.BoundingB
     return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size)  # pyright: ignore
 
 
-def load_sample(record: Record, with_masks: bool = False) -> Sample:
+def load_sample(record: Record, with_masks: bool = False, with_semantic: bool = False) -> Sample:
     """Decode the image of a record and put its objects beside it.
 
     Args:
         record: one row of a table.
         with_masks: rasterise the masks too; each object that is not an `ignore` region must then have one.
+        with_semantic: read the map of semantic classes too, which the record must then name.
 
     Raises:
-        DataError: the image cannot be decoded or has another size than the record says, or a mask is
-            missing or damaged.
+        DataError: the image cannot be decoded or has another size than the record says, or a mask or the
+            map is missing or damaged.
     """
     image = image_tensor(decode_image(record.file))
     size = (int(image.shape[1]), int(image.shape[2]))
@@ -90,6 +95,12 @@ def load_sample(record: Record, with_masks: bool = False) -> Sample:
     }
     if with_masks:
         sample["masks"] = _rasterise(record)
+    if with_semantic:
+        if record.semantic is None:
+            raise DataError(
+                f"{record.file}: has no semantic map; open the data set with folder(..., semantic=)"
+            )
+        sample["semantic"] = load_map(record.semantic, size)
     return sample
 
 

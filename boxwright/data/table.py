@@ -19,6 +19,8 @@ import pyarrow as pa
 from ..errors import DataError
 from ..labels import LabelMap
 from .masks import Mask, compress_counts
+from .records import Issue, Objects, Record
+from .semantic import SemanticMaps
 
 OBJECT_TYPE = pa.struct(
     [
@@ -42,75 +44,6 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Issue:
-    """Something that reading mended or left out, by a stated rule (docs/data_formats.md).
-
-    Args:
-        code: short name of the rule, such as "box_clipped".
-        severity: "warning" where something was lost, else "info".
-        message: what was done and why.
-        count: how many records.
-        examples: file and record of the first few.
-    """
-
-    code: str
-    severity: str
-    message: str
-    count: int
-    examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image and its objects.
-
-    Args:
-        image_id: identity of the image within its split.
-        file: path of the image file.
-        width: in pixels, after EXIF orientation.
-        height: in pixels, after EXIF orientation.
-        boxes: `(n, 4)` float32, xyxy in pixels of the image, inside of it.
-        labels: `(n,)` int64, contiguous labels of the table's label map.
-        ignore: `(n,)` bool, regions (crowd, difficult) that count neither way.
-        masks: a mask for each object, polygons or an RLE dict with text `counts` (an empty list for an
-            object without one); None where no object of the whole split has a mask.
-    """
-
-    image_id: int
-    file: Path
-    width: int
-    height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    masks: list[Mask] | None
-
-
-@dataclass(frozen=True)
-class Objects:
-    """All objects of a table as flat arrays, in the order of the images.
-
-    Args:
-        row: `(N,)` int64, index of the object's image in the table.
-        boxes: `(N, 4)` float64, xyxy in pixels.
-        labels: `(N,)` int64.
-        ignore: `(N,)` bool.
-        areas: `(N,)` float64, square pixels; of the mask where there is one.
-        ids: `(N,)` int64, the annotation ids.
-    """
-
-    row: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    areas: np.ndarray
-    ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-
 class Table(Sequence[Record]):
     """Annotations of one split, memory-mapped.
 
@@ -121,6 +54,7 @@ class Table(Sequence[Record]):
         name: of the split.
         relabel: label of the data set for each label in the file; None where they are the same.
         indices: rows of the file that this table shows; None for all.
+        semantic: where the maps of semantic classes lie; None if there are none.
     """
 
     def __init__(
@@ -131,12 +65,18 @@ class Table(Sequence[Record]):
         name: str = "",
         relabel: tuple[int, ...] | None = None,
         indices: np.ndarray | None = None,
+        semantic: SemanticMaps | None = None,
     ) -> None:
         self.path, self.root, self.label_map, self.name = Path(path), Path(root), label_map, name
-        self._relabel, self._indices = relabel, indices
+        self._relabel, self._indices, self.semantic = relabel, indices, semantic
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (self.path, self.root, self.label_map, self.name, self._relabel, self._indices)
+        same = (self.path, self.root, self.label_map, self.name)
+        return Table, (*same, self._relabel, self._indices, self.semantic)
+
+    def _with(self, **changes: Any) -> Table:
+        names = ("path", "root", "label_map", "name", "relabel", "indices", "semantic")
+        return Table(**(dict(zip(names, self.__reduce__()[1], strict=True)) | changes))
 
     def __repr__(self) -> str:
         return f"Table({self.name!r}, {len(self)} images, {len(self.label_map)} classes, {str(self.root)!r})"
@@ -159,16 +99,17 @@ class Table(Sequence[Record]):
         """
         columns, row = self._columns, self._row(index)
         start, stop = columns.offsets[row], columns.offsets[row + 1]
-        width, height = int(columns.width[row]), int(columns.height[row])
+        width, height, file = int(columns.width[row]), int(columns.height[row]), columns.file[row].as_py()
         return Record(
             image_id=int(columns.image_id[row]),
-            file=self.root / columns.file[row].as_py(),
+            file=self.root / file,
             width=width,
             height=height,
             boxes=columns.box[start:stop].astype(np.float32),
             labels=self._labels(columns.label[start:stop]),
             ignore=columns.ignore[start:stop].astype(bool),
             masks=[columns.mask(i, height, width) for i in range(start, stop)] if columns.has_masks else None,
+            semantic=None if self.semantic is None else self.semantic.path(file),
         )
 
     def _row(self, index: int) -> int:
@@ -245,7 +186,7 @@ class Table(Sequence[Record]):
     def subset(self, indices: Sequence[int] | np.ndarray) -> Table:
         """The images at the given places, in that order, sharing the same file."""
         rows = np.array([self._row(int(i)) for i in indices], dtype=np.int64)
-        return Table(self.path, self.root, self.label_map, self.name, self._relabel, rows)
+        return self._with(indices=rows)
 
     def head(self, count: int) -> Table:
         """The first `count` images."""
@@ -254,7 +195,11 @@ class Table(Sequence[Record]):
     def relabelled(self, label_map: LabelMap, relabel: tuple[int, ...]) -> Table:
         """The same rows under another label map; `relabel` gives the new label of each label in the file."""
         same = relabel == tuple(range(len(label_map)))
-        return Table(self.path, self.root, label_map, self.name, None if same else relabel, self._indices)
+        return self._with(label_map=label_map, relabel=None if same else relabel)
+
+    def with_semantic(self, maps: SemanticMaps) -> Table:
+        """The same rows with a map of semantic classes for each image."""
+        return self._with(semantic=maps)
 
     def objects(self) -> Objects:
         """All objects as flat arrays; nothing is copied where the table shows all rows."""

@@ -28,7 +28,7 @@ class FakeTable:
     """What the loader asks of a table, in memory."""
 
     def __init__(self, records: list[Record], has_masks: bool = True) -> None:
-        self.records, self.has_masks = records, has_masks
+        self.records, self.has_masks, self.semantic = records, has_masks, None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -252,7 +252,7 @@ from boxwright.data.table import Record
 import numpy as np
 
 class Table(list):
-    has_masks = False
+    has_masks, semantic = False, None
     def aspect_ratios(self): return np.ones(len(self))
 
 none = np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, bool)

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ...errors import ConfigError
 from ...ops import boxes as box_ops
+from ...structures import NO_CLASS
 from ..sample import Sample, as_boxes
 from .functional import (
     centres_inside,
@@ -198,4 +199,8 @@ class Expand:
             padded = masks.new_zeros((len(masks), *size))
             padded[:, y : y + height, x : x + width] = masks
             out["masks"] = tv_tensors.Mask(padded)
+        if "semantic" in sample:
+            labels = torch.full(size, NO_CLASS, dtype=torch.uint8)
+            labels[y : y + height, x : x + width] = sample["semantic"].as_subclass(Tensor)
+            out["semantic"] = tv_tensors.Mask(labels)
         return out

@@ -14,7 +14,7 @@ from .functional import chance, image_size
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirror the image left to right with probability `p`, boxes and masks with it.
+    """Mirror the image left to right with probability `p`, and all that lies on it.
 
     In continuous coordinates x becomes `width - x`, without a "- 1".
     """
@@ -30,4 +30,6 @@ class HorizontalFlip:
         out["boxes"] = as_boxes(F.horizontal_flip(sample["boxes"]), image_size(sample))
         if "masks" in sample:
             out["masks"] = tv_tensors.Mask(sample["masks"].flip(-1))
+        if "semantic" in sample:
+            out["semantic"] = tv_tensors.Mask(sample["semantic"].flip(-1))
         return out

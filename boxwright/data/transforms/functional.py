@@ -66,12 +66,12 @@ def select(sample: Sample, keep: Tensor) -> Sample:
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Image, boxes and masks at a new `size` (height, width).
+    """Image, boxes, masks and semantic map at a new `size` (height, width).
 
     The image is resized bilinearly with antialiasing, which agrees with Pillow within one grey level; on
     the CPU torch does this on uint8 with vector instructions, fastest where the channels of a pixel lie side
-    by side, as they do after decoding. Masks take the nearest pixel by centres (`nearest-exact`): plain
-    `nearest` shifts them by up to one output pixel against the boxes.
+    by side, as they do after decoding. Masks and maps take the nearest pixel by centres (`nearest-exact`):
+    plain `nearest` shifts them by up to one output pixel against the boxes.
     """
     if size == image_size(sample):
         return sample
@@ -87,6 +87,9 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         if len(masks):
             masks = F.resize_image(masks, list(size), InterpolationMode.NEAREST_EXACT)
         out["masks"] = tv_tensors.Mask(masks if len(masks) else masks.new_zeros((0, *size)))
+    if "semantic" in sample:
+        one = sample["semantic"].as_subclass(Tensor)[None]
+        out["semantic"] = tv_tensors.Mask(F.resize_image(one, list(size), InterpolationMode.NEAREST_EXACT)[0])
     return out
 
 
@@ -113,6 +116,8 @@ def crop(sample: Sample, window: tuple[int, int, int, int], keep: Tensor) -> Sam
     out["image"] = tv_tensors.Image(F.crop(before["image"], y1, x1, *size))
     moved = before["boxes"].as_subclass(Tensor) - torch.tensor([x1, y1, x1, y1], dtype=torch.float32)
     boxes = box_ops.clip(moved, torch.tensor(size))
+    if "semantic" in before:
+        out["semantic"] = tv_tensors.Mask(before["semantic"].as_subclass(Tensor)[y1:y2, x1:x2])
     if "masks" not in before:
         out["boxes"] = as_boxes(boxes, size)
         return out
