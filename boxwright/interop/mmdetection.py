@@ -45,8 +45,8 @@ HEAD_PREDICTORS = (
 
 # A stage of the backbone in the RoI head, which there stands beside the box head.
 SHARED_HEAD = (
-    Rule(r"roi_head\.shared_head\.(.+)\.gn(\d)\.(.+)", r"roi.stages.0.trunk.\1.bn\2.\3"),
-    Rule(r"roi_head\.shared_head\.(.+)", r"roi.stages.0.trunk.\1"),
+    Rule(r"roi_head\.shared_head\.layer\d\.(.+)\.gn(\d)\.(.+)", r"roi.stages.0.trunk.stage.\1.bn\2.\3"),
+    Rule(r"roi_head\.shared_head\.layer\d\.(.+)", r"roi.stages.0.trunk.stage.\1"),
 )
 
 # One mask head, or in a cascade one a stage with its number; HTC's are joined by `conv_res`.

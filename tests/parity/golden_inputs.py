@@ -205,6 +205,18 @@ def targets(
     return result
 
 
+def semantic_targets(
+    n: int = 2, h: int = HEIGHT, w: int = WIDTH, stride: int = 8, num_classes: int = 183, ignore: int = 255
+) -> Tensor:
+    """Labels ``(n, h / stride, w / stride)`` int64 in blocks; ``ignore`` in the padding."""
+    labels = np.full((n, h // stride, w // stride), ignore, dtype=np.int64)
+    for i, (height, width) in enumerate(valid_sizes(n, h, w)):
+        rows, columns = height // stride, width // stride
+        blocks = (uniform(f"semantic/{i}", (rows // 6 + 1, columns // 6 + 1)) * num_classes).astype(np.int64)
+        labels[i, :rows, :columns] = blocks.repeat(6, 0).repeat(6, 1)[:rows, :columns]
+    return torch.from_numpy(labels)
+
+
 def rois(n: int = 2, h: int = HEIGHT, w: int = WIDTH) -> Tensor:
     """Regions ``(4 n, 5)`` of all sizes: index of the image, then the box."""
     parts = ((0.05, 0.1, 0.15, 0.25), (0.3, 0.2, 0.62, 0.7), (0.55, 0.05, 0.7, 0.5), (0.02, 0.04, 0.96, 0.9))

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...distributed import mean_over_ranks
+from ...errors import DataError
 from ...ops.masks import mask_targets
 from ...structures import Detections, FeatureSpec, Targets
-from ..layers.conv import ConvNorm
+from ..layers.conv import ConvFactory, ConvNorm
 from ..targets import Filled, gather_slots
 from .box_head import RoIExtractor
 
@@ -27,6 +28,7 @@ class MaskHead(nn.Module):
         channels: of the convolutions.
         convs: how many convolutions.
         norm: norm of each convolution, called with its channels; None for none.
+        conv: makes each convolution, called as `nn.Conv2d`.
         weight: of the mask loss.
         soft_targets: train on the share of each bin that the object covers (torchvision) instead of
             on whether it is at least half (the paper, MMDetection, Detectron2).
@@ -42,6 +44,7 @@ class MaskHead(nn.Module):
         channels: int = 256,
         convs: int = 4,
         norm: Callable[[int], nn.Module] | None = None,
+        conv: ConvFactory = nn.Conv2d,
         weight: float = 1.0,
         soft_targets: bool = False,
         aligned_targets: bool = True,
@@ -51,18 +54,33 @@ class MaskHead(nn.Module):
         self.extractor, self.weight = extractor, weight
         self.soft_targets, self.aligned_targets = soft_targets, aligned_targets
         widths = [in_specs[0].channels] + [channels] * convs
-        self.convs = nn.Sequential(*(ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(widths)))
+        self.convs = nn.Sequential(*(ConvNorm(i, o, 3, norm=norm, conv=conv) for i, o in pairwise(widths)))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
         for module in (self.upsample, self.predictor):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Mask logits `(B, R, S, S)` of boxes `(B, R, 4)` for their labels `(B, R)`; zero where not valid."""
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        boxes: Tensor,
+        labels: Tensor,
+        valid: Tensor,
+        pooled: Tensor | None = None,
+    ) -> Tensor:
+        """Mask logits `(B, R, S, S)` of boxes `(B, R, 4)` for their labels `(B, R)`; zero where not valid.
+
+        `pooled`, `(B, R, channels, S / 2, S / 2)`, are the regions' features where they are there already.
+        """
         filled = Filled.of(valid)
-        pooled = filled.drop(self.extractor(features, self.strides, boxes, valid))
-        hidden = F.relu(self.upsample(self.convs(pooled)))
+        if pooled is None:
+            pooled = self.extractor(features, self.strides, boxes, valid)
+        return self.logits(self.convs(filled.drop(pooled)), labels, filled)
+
+    def logits(self, hidden: Tensor, labels: Tensor, filled: Filled) -> Tensor:
+        """Mask logits `(B, R, S, S)` for labels `(B, R)`, from what `convs` makes of the filled slots."""
+        hidden = F.relu(self.upsample(hidden))
         # The 1x1 predictor of one class instead of all: a dot product with that class's weights.
         label = filled.drop(labels)
         weights = self.predictor.weight[:, :, 0, 0][label].to(hidden.dtype)
@@ -80,6 +98,7 @@ class MaskHead(nn.Module):
         positive: Tensor,
         targets: Targets,
         canvas: tuple[int, int],
+        pooled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss "loss/mask": mean binary cross entropy over the pixels of positive regions.
 
@@ -90,14 +109,27 @@ class MaskHead(nn.Module):
             positive: `(B, R)`, the regions that are trained.
             targets: ground truth with masks.
             canvas: height and width of the input.
+            pooled: as in `forward`.
 
         Raises:
-            ValueError: the ground truth has no masks.
+            DataError: the ground truth has no masks.
         """
-        if targets.masks is None:
-            raise ValueError("a mask head is trained on instance masks, but this data set has boxes only")
         labels = gather_slots(targets.labels, gt_index)
-        logits = self(features, boxes, labels, positive)
+        logits = self(features, boxes, labels, positive, pooled)
+        return self.compare(logits, boxes, gt_index, positive, targets, canvas)
+
+    def compare(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        gt_index: Tensor,
+        positive: Tensor,
+        targets: Targets,
+        canvas: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """The loss of mask logits `(B, R, S, S)`; the rest as in `loss`."""
+        if targets.masks is None:
+            raise DataError("a mask head is trained on instance masks, but this data set has boxes only")
         size = logits.shape[-1]
         truth = mask_targets(targets.masks, boxes, gt_index, positive, canvas, size, self.aligned_targets)
         if not self.soft_targets:
@@ -106,6 +138,8 @@ class MaskHead(nn.Module):
         count = mean_over_ranks(positive.sum().float()).clamp(min=1)
         return {"loss/mask": self.weight * torch.where(positive, losses, 0.0).sum() / count}
 
-    def predict(self, features: Sequence[Tensor], detections: Detections) -> Tensor:
-        """Mask probabilities `(B, K, S, S)` inside the detected boxes."""
-        return self(features, detections.boxes, detections.labels, detections.valid).sigmoid()
+    def predict(
+        self, features: Sequence[Tensor], detections: Detections, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Mask probabilities `(B, K, S, S)` inside the detected boxes; `pooled` as in `forward`."""
+        return self(features, detections.boxes, detections.labels, detections.valid, pooled).sigmoid()

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...ops.boxes import clip
-from ...ops.nms import nms
 from ...structures import Detections
-from ..protocols import Coder
+from ..protocols import ClassLoss, Coder, Suppression
+from ..suppression import GreedyNMS
 from ..targets import gather_slots
+
+ScoreMean = Callable[[Sequence[Tensor], ClassLoss], Tensor]
+"""Class logits of each stage `(B, R, columns)` and the loss they were trained with to scores `(B, R, C)`."""
+
+
+@dataclass(frozen=True)
+class MeanScores:
+    """The mean of the stages' scores (Cascade R-CNN's authors, Detectron2)."""
+
+    def __call__(self, logits: Sequence[Tensor], class_loss: ClassLoss) -> Tensor:
+        """Scores `(B, R, C)` of logits `(B, R, columns)` of each stage."""
+        return torch.stack([class_loss.scores(stage) for stage in logits]).mean(0)
+
+
+@dataclass(frozen=True)
+class MeanLogits:
+    """The score of the stages' mean logits (MMDetection)."""
+
+    def __call__(self, logits: Sequence[Tensor], class_loss: ClassLoss) -> Tensor:
+        """Scores `(B, R, C)` of logits `(B, R, columns)` of each stage."""
+        return class_loss.scores(torch.stack([stage.float() for stage in logits]).mean(0))
 
 
 @dataclass(frozen=True)
@@ -19,14 +42,14 @@ class RoIPostprocess:
 
     Args:
         score_threshold: pairs must score more than this.
-        nms_iou: of two boxes of one class that overlap more than this, the lower score is dropped.
+        nms: what becomes of duplicates within a class.
         max_detections: slots an image.
-        candidates: at most this many pairs, the best ones, go into NMS.
+        candidates: at most this many pairs, the best ones, go into `nms`.
         min_side: boxes must be wider and higher than this, px.
     """
 
     score_threshold: float = 0.05
-    nms_iou: float = 0.5
+    nms: Suppression = GreedyNMS(iou=0.5)  # noqa: RUF009  frozen
     max_detections: int = 100
     candidates: int = 4096
     min_side: float = 0.0
@@ -43,10 +66,4 @@ class RoIPostprocess:
         region_boxes = gather_slots(boxes, region)
         decoded = clip(coder.decode(code, region_boxes, score.new_ones(score.shape)), sizes)
         ok = (score > self.score_threshold) & ((decoded[..., 2:] - decoded[..., :2]) > self.min_side).all(-1)
-        index, keep = nms(decoded, score, label, ok, self.nms_iou, self.max_detections)
-        return Detections(
-            gather_slots(decoded, index) * keep[..., None],
-            gather_slots(score, index) * keep,
-            gather_slots(label, index) * keep,
-            keep,
-        )
+        return self.nms(decoded, score, label, ok, self.max_detections).detections(label)
