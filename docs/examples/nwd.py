@@ -18,8 +18,8 @@ def wasserstein(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     It is that of four coordinates: the centre's two, and half the width and height.
     """
-    halves = boxes1.new_tensor((1.0, 1.0, 0.5, 0.5))
-    return torch.linalg.vector_norm((to_cxcywh(boxes1) - to_cxcywh(boxes2)) * halves, dim=-1)
+    centre, size = (to_cxcywh(boxes1) - to_cxcywh(boxes2)).split(2, dim=-1)
+    return torch.linalg.vector_norm(torch.cat((centre, size / 2), dim=-1), dim=-1)
 
 
 @dataclass(frozen=True)
