@@ -303,7 +303,7 @@ def _guided(settings: Settings, context: Context, config: Partial) -> Partial:
     config.shape_coder = Config(ShapeCoder, stds=tuple(stds[2:]))
     config.coder = parts.delta_coder(settings.part("bbox_coder"))
     config.offset_groups = settings("deform_groups", settings("deformable_groups", 4))
-    rule = parts.max_iou(context.train.part("ga_assigner"))
+    rule = parts.max_iou(context.train.part("ga_assigner"), "ApproxMaxIoUAssigner")
     location = settings.part("loss_loc")
     shape = parts.box_losses(settings.part("loss_shape"), decoded=True)["box_loss"]
     config.guidance = Config(

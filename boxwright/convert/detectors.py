@@ -46,7 +46,8 @@ def model_from_mmdetection(
             "neck": neck(settings.optional("neck")),
             "normalise": normalise,
         }
-        train, test = settings.part("train_cfg"), settings.part("test_cfg")
+        train = settings.optional("train_cfg") or Settings({}, "model.train_cfg")
+        test = settings.part("test_cfg")
         if settings.kind in ONE_STAGE:
             context = dense.Context(train, test, divisor)
             return Config(OneStageDetector, head=dense.head(settings.part("bbox_head"), context), **common)

@@ -83,7 +83,9 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
     single = re.search(r"(?:^|_)(c4|dc5)(?:_|$)", rest)
     if single:
         style = "caffe_" if "caffe" in rest or single[1] == "dc5" else ""
-        recipe = recipes.recipe(f"{method}_r50_{style}{single[1]}_1x")
+        detector = "faster_rcnn" if method == "rpn" else method
+        recipe = recipes.recipe(f"{detector}_r50_{style}{single[1]}_1x")
+        recipe = _proposals_alone(recipe) if method == "rpn" else recipe
         rest = re.sub(r"caffe|c4|dc5", "", rest)
     else:
         recipe = recipes.recipe(METHODS[method])
@@ -96,6 +98,17 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
         else:
             raise ConfigError(f"{name}: the word at {rest!r} is not known")
     return recipe
+
+
+def _proposals_alone(recipe: Recipe) -> Recipe:
+    """The proposal network of a two-stage recipe as a detector of its own."""
+    two_stage, alone = recipe.model, recipes.recipe(METHODS["rpn"])
+    alone.model.head = two_stage.rpn
+    alone.model.head.criterion.class_agnostic = True
+    alone.model.backbone, alone.model.neck = two_stage.backbone, two_stage.neck
+    if "normalise" in two_stage.__arguments__:
+        alone.model.normalise = two_stage.normalise
+    return alone
 
 
 def _nothing(recipe: Recipe) -> None:

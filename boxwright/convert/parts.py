@@ -197,11 +197,11 @@ def anchors(settings: Settings) -> Config:
         )
 
 
-def max_iou(settings: Settings) -> Config:
-    """`MaxIoUAssigner`."""
+def max_iou(settings: Settings, kind: str = "MaxIoUAssigner") -> Config:
+    """The rule of `MaxIoUAssigner`, or of one that has the same settings."""
     with settings:
-        if settings.kind != "MaxIoUAssigner":
-            raise settings.unknown("an assigner here", {"MaxIoUAssigner": MaxIoUAssigner})
+        if settings.kind != kind:
+            raise settings.unknown("an assigner here", {kind: MaxIoUAssigner})
         settings.ignore("ignore_iof_thr", "ignore_wrt_candidates", "gpu_assign_thr", "iou_calculator")
         settings.ignore("perm_repeat_gt_cfg")
         if not isinstance(settings("neg_iou_thr"), int | float):

@@ -17,10 +17,10 @@ from ..models.roi_heads import (
     FusedExtractor,
     MaskHead,
     MeanLogits,
-    ResNetTrunk,
     RoIExtractor,
     RoIHeads,
     SemanticBranch,
+    StageTrunk,
     TwoFC,
 )
 from ..recipes import common
@@ -61,9 +61,8 @@ def heads(settings: Settings, train: list[Settings], test: Settings) -> Partial[
             made = [mask(one, extractor) for one in masks]
             made = made * len(stages) if len(made) == 1 and len(stages) > 1 else made
             config.mask = made if len(stages) > 1 else made[0]
-            config.share_trunk = trunk is not None
-            if hybrid:
-                del config.share_trunk
+            if trunk is not None:
+                config.share_trunk = True
         if hybrid:
             settings.expect("interleaved", True)
             settings.expect("mask_info_flow", True)
@@ -105,20 +104,21 @@ def _extractor(
     return semantic, Config(FusedExtractor, semantic_size=semantic, **arguments)
 
 
-def shared_trunk(settings: Settings | None) -> Partial[ResNetTrunk] | None:
+def shared_trunk(settings: Settings | None) -> Partial[StageTrunk] | None:
     """`ResLayer`: a backbone's stage on each region."""
     if settings is None:
         return None
     with settings:
         if settings.kind != "ResLayer" or settings("stage", 3) != 3:
-            raise settings.unknown("a shared head", {"ResLayer": ResNetTrunk})
+            raise settings.unknown("a shared head", {"ResLayer": StageTrunk})
         settings.expect("stride", 2)
         settings.expect("dilation", 1)
         settings.ignore("pretrained")
         arguments = resnet_arguments(settings)
-        for name in ("out_stages", "frozen_stages", "strides", "dilations"):
+        arguments |= {"out_stages": (3, 4), "frozen_stages": 0}
+        for name in ("strides", "dilations"):
             arguments.pop(name, None)
-        return Partial(ResNetTrunk, network=Partial(ResNet, **arguments))
+        return Partial(StageTrunk, network=Partial(ResNet, **arguments))
 
 
 def stage(
@@ -126,7 +126,7 @@ def stage(
     extractor: Config[RoIExtractor],
     train: Settings,
     test: Settings,
-    trunk: Partial[ResNetTrunk] | None,
+    trunk: Partial[StageTrunk] | None,
     kind: str,
 ) -> Partial:
     """One box stage with its training settings; the test settings are the same for all."""
@@ -229,7 +229,7 @@ def semantic_branch(settings: Settings) -> Partial[SemanticBranch]:
     with settings:
         if settings.kind != "FusedSemanticHead":
             raise settings.unknown("a semantic head", {"FusedSemanticHead": SemanticBranch})
-        settings.ignore("num_ins", "in_channels", "conv_out_channels", "ignore_label", "loss_weight")
+        settings.ignore("num_ins", "in_channels", "conv_out_channels", "ignore_label", "seg_scale_factor")
         settings.expect("conv_cfg", None)
         weight = settings("loss_weight", 0.2)
         loss = settings.optional("loss_seg")

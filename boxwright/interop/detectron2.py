@@ -54,7 +54,9 @@ def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def rules_for(model: nn.Module) -> list[Rule]:
     """The table of names for this model."""
-    rules = [*NO_WEIGHTS, *_blocks(r"backbone(?:\.bottom_up)?", "backbone", first=1)]
+    rules = [*NO_WEIGHTS]
+    for stage in range(1, 5):  # counted from 2 there
+        rules += _blocks(rf"backbone(?:\.bottom_up)?\.res{stage + 1}", f"backbone.layer{stage}")
     rules += [
         Rule(r"backbone(?:\.bottom_up)?\.stem\.conv1\.weight", "backbone.conv1.weight"),
         Rule(r"backbone(?:\.bottom_up)?\.stem\.conv1\.norm\.(.+)", r"backbone.bn1.\1"),
@@ -73,18 +75,14 @@ def rules_for(model: nn.Module) -> list[Rule]:
     return rules
 
 
-def _blocks(there: str, ours: str, first: int) -> list[Rule]:
-    """Residual blocks; stages are counted from 2 there and from 1 here."""
-    rules = []
-    for stage in range(first, 5):
-        block = rf"{there}\.res{stage + 1}\.(\d+)"
-        rules += [
-            Rule(rf"{block}\.conv(\d)\.norm\.(.+)", rf"{ours}.layer{stage}.\1.bn\2.\3"),
-            Rule(rf"{block}\.conv(\d)\.(weight|bias)", rf"{ours}.layer{stage}.\1.conv\2.\3"),
-            Rule(rf"{block}\.shortcut\.norm\.(.+)", rf"{ours}.layer{stage}.\1.downsample.1.\2"),
-            Rule(rf"{block}\.shortcut\.weight", rf"{ours}.layer{stage}.\1.downsample.0.weight"),
-        ]
-    return rules
+def _blocks(there: str, ours: str) -> list[Rule]:
+    """The residual blocks of a stage."""
+    return [
+        Rule(rf"{there}\.(\d+)\.conv(\d)\.norm\.(.+)", rf"{ours}.\1.bn\2.\3"),
+        Rule(rf"{there}\.(\d+)\.conv(\d)\.(weight|bias)", rf"{ours}.\1.conv\2.\3"),
+        Rule(rf"{there}\.(\d+)\.shortcut\.norm\.(.+)", rf"{ours}.\1.downsample.1.\2"),
+        Rule(rf"{there}\.(\d+)\.shortcut\.weight", rf"{ours}.\1.downsample.0.weight"),
+    ]
 
 
 def _pyramid(model: nn.Module) -> list[Rule]:
@@ -112,7 +110,7 @@ def _regions(model: TwoStageDetector) -> list[Rule]:
         Rule(r"proposal_generator\.rpn_head\.conv\.(.+)", r"rpn.stem.0.conv.\1"),
         Rule(r"proposal_generator\.rpn_head\.objectness_logits\.(.+)", r"rpn.class_predictor.\1", order),
         Rule(r"proposal_generator\.rpn_head\.anchor_deltas\.(.+)", r"rpn.box_predictor.\1", order),
-        *_blocks("roi_heads", "roi.stages.0.trunk", first=4),
+        *_blocks(r"roi_heads\.res5", "roi.stages.0.trunk.stage"),
         Rule(r"roi_heads\.mask_head\.deconv\.(.+)", r"roi.mask.upsample.\1"),
         Rule(r"roi_heads\.mask_head\.predictor\.(.+)", r"roi.mask.predictor.\1"),
     ]

@@ -41,6 +41,7 @@ NAMES = (
 
 
 def theirs(name: str, body: str, first_level: int, single: bool) -> str:
+    name = name.replace("roi.stages.0.trunk.stage.", "roi.stages.0.trunk.layer4.")
     block = re.fullmatch(r"(backbone|roi\.stages\.0\.trunk)\.layer(\d)\.(\d+)\.(.+)", name)
     if block:
         place = body if block[1] == "backbone" else "roi_heads"
