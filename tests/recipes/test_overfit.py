@@ -13,7 +13,7 @@ from boxwright.data.transforms import Resize
 from boxwright.engine.optim import adamw
 from boxwright.recipes import table
 
-METHODS = [name for name in table() if name.endswith("_320")]
+METHODS = [name for name in table() if name.endswith("_mnv2_320")]
 REPEATS = 20
 """How often each image stands in the training split, so that an epoch is more than one step."""
 
