@@ -14,25 +14,27 @@ from fiddle import Config, Partial
 
 from ..config import Norm, NumClasses, Pretrained
 from ..models.backbones.resnet import ResNet
+from ..models.backbones.timm import TimmBackbone
 from ..models.detectors import Normalise, TwoStageDetector
 from ..models.layers import FrozenBatchNorm2d
 from ..models.necks import NoNeck
-from ..models.roi_heads import MaskHead, ResNetTrunk
+from ..models.roi_heads import MaskHead, StageTrunk
 from . import common
 from .experiment import Experiment
 
 CAFFE = {"style": "caffe", "norm": FrozenBatchNorm2d}
 
 
-def trunk(depth: int = 50, **arguments: Any) -> Partial[ResNetTrunk]:
+def trunk(depth: int = 50, **arguments: Any) -> Partial[StageTrunk]:
     """The fourth stage of a ResNet, from the weights that the backbone in front of it has."""
-    network = Partial(ResNet, depth=depth, weights="torchvision", **arguments)
+    stages = {"out_stages": (3, 4), "frozen_stages": 0}
+    network = Partial(ResNet, depth=depth, weights="torchvision", **stages, **arguments)
     common.with_tag(common.with_tag(network, "weights", Pretrained), "norm", Norm)
-    return Partial(ResNetTrunk, network=network)
+    return Partial(StageTrunk, network=network)
 
 
-def one_level(backbone: Config[ResNet], channels: int, **box: Any) -> Config[TwoStageDetector]:
-    """Anchors of five scales on one level of stride 16, and regions pooled from it."""
+def one_level(backbone: Config[Any], channels: int, **box: Any) -> Config[TwoStageDetector]:
+    """Anchors of several scales on one level of stride 16, and regions pooled from it."""
     rpn = common.rpn_head(scales=(2.0, 4.0, 8.0, 16.0, 32.0), channels=channels)
     rpn.postprocess = common.proposals(6000, 1000)
     return Config(
@@ -99,11 +101,15 @@ def faster_rcnn_r50_caffe_dc5_1x() -> Config[Experiment]:
     return recipe
 
 
-def faster_rcnn_r18_c4_320() -> Config[Experiment]:
-    """Faster R-CNN, ResNet-18 C4 at 320 pixels, for two CPU cores."""
-    model = c4(18)
+def faster_rcnn_c4_mnv2_320() -> Config[Experiment]:
+    """Faster R-CNN on MobileNetV2 at stride 16, whose last stage is run on regions, at 320 pixels."""
+    network = Partial(TimmBackbone, "mobilenetv2_100", min_stride=16, weights="timm", norm_eval=True)
+    common.with_tag(network, "weights", Pretrained)
+    backbone = common.mobilenet_v2()
+    backbone.out_indices = (3,)
+    model = one_level(backbone, channels=128, trunk=Partial(StageTrunk, network=network))
     box, rpn = model.roi.stages[0], model.rpn
-    box.extractor.size, box.criterion.sampler.number = 8, 32
-    rpn.channels, rpn.priors.scales = 256, (1.0, 2.0, 4.0, 8.0, 16.0)
-    rpn.postprocess, model.train_proposals = common.proposals(500, 100), common.proposals(500, 200)
-    return common.small_320(model, lr=0.01)
+    box.extractor.size, box.criterion.sampler.number = 8, 128
+    rpn.priors.scales = (1.0, 2.0, 4.0, 8.0)
+    rpn.postprocess, model.train_proposals = common.proposals(1000, 200), common.proposals(1000, 300)
+    return common.small_320(model, lr=0.02)

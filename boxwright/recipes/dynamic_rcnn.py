@@ -66,14 +66,14 @@ SMALL_LOSS = {"bottom": 3, "interval": 20}
 
 def dynamic_rcnn_mnv2_320() -> Config[Experiment]:
     """Dynamic R-CNN with MobileNetV2 at 320 pixels, for two CPU cores."""
-    return dynamic_loss(dynamic_rcnn_mnv2_320_dla(), **SMALL_LOSS)
+    return dynamic_loss(dynamic_rcnn_dla_mnv2_320(), **SMALL_LOSS)
 
 
-def dynamic_rcnn_mnv2_320_dla() -> Config[Experiment]:
+def dynamic_rcnn_dla_mnv2_320() -> Config[Experiment]:
     """Dynamic label assignment alone, with MobileNetV2 at 320 pixels."""
     return dynamic_assignment(faster_rcnn_mnv2_320(), **SMALL_ASSIGNMENT)
 
 
-def dynamic_rcnn_mnv2_320_dsl() -> Config[Experiment]:
+def dynamic_rcnn_dsl_mnv2_320() -> Config[Experiment]:
     """Dynamic smooth L1 alone, with MobileNetV2 at 320 pixels."""
     return dynamic_loss(faster_rcnn_mnv2_320(), **SMALL_LOSS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fiddle import Config
+from fiddle import Config, Partial
 
 from boxwright.config import Pretrained, build, set_tagged
 from boxwright.errors import CheckpointError
@@ -12,7 +12,7 @@ from boxwright.models.roi_heads import MaskHead
 from boxwright.recipes import c4, recipe
 
 NAMES = {
-    "roi.stages.0.trunk.": "roi_head.shared_head.",
+    "roi.stages.0.trunk.stage.": "roi_head.shared_head.layer4.",
     "roi.stages.0.class_predictor.": "roi_head.bbox_head.fc_cls.",
     "roi.stages.0.box_predictor.": "roi_head.bbox_head.fc_reg.",
     "roi.mask.upsample.": "roi_head.mask_head.upsample.",
@@ -24,8 +24,10 @@ NAMES = {
 
 
 def test_the_shared_head_is_the_box_heads_trunk():
-    description = c4.with_masks(c4.faster_rcnn_r18_c4_320()).model
+    description = c4.c4(18)
     set_tagged(description, Pretrained, None)
+    description.roi.mask = Partial(MaskHead, num_classes=80, convs=0)
+    description.roi.share_trunk = True
     model = build(description)
     assert isinstance(model.roi.mask, MaskHead)  # pyright: ignore
     state = {}
@@ -37,7 +39,7 @@ def test_the_shared_head_is_the_box_heads_trunk():
     assert set(report.names) == set(model.state_dict())
     assert all((value == 3).all() for value in model.state_dict().values())
     del state["roi_head.shared_head.layer4.1.conv2.weight"]
-    with pytest.raises(CheckpointError, match=r"roi\.stages\.0\.trunk\.layer4\.1\.conv2\.weight"):
+    with pytest.raises(CheckpointError, match=r"roi\.stages\.0\.trunk\.stage\.1\.conv2\.weight"):
         from_mmdetection(state, model)
 
 

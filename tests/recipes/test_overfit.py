@@ -9,6 +9,7 @@ import pytest
 from fiddle import Config, Partial
 
 import boxwright as bw
+from boxwright.config import Pretrained, set_tagged
 from boxwright.data.transforms import Resize
 from boxwright.engine.optim import adamw
 from boxwright.recipes import table
@@ -58,7 +59,7 @@ def write(root: Path, split: str, truth: dict[str, Any], images: list[dict[str, 
 def test_overfits_eight_images(name: str, eight: dict[str, Path], shared_data: Path, tmp_path: Path) -> None:
     experiment = bw.recipe(name)
     experiment.data = bw.data.folder(eight["fruits_nuts" if "segm" in experiment.metrics else "bccd"])
-    experiment.model.backbone.weights = str(shared_data / "weights" / "mobilenet_v2_imagenet_tfquant.pth")
+    set_tagged(experiment, Pretrained, str(shared_data / "weights" / "mobilenet_v2_imagenet_tfquant.pth"))
     experiment.train_transforms = [Config(Resize, short=320, long=320)]
     experiment.optimizer = Partial(adamw, lr=5e-4, weight_decay=0.0)
     experiment.schedule.warmup = 20

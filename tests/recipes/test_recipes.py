@@ -25,7 +25,8 @@ QUICK = [
     "faster_rcnn_mdconv_mnv2_320",
     "rfcn_mnv2_320",
     "mask_rcnn_mnv2_320",
-    "cascade_rcnn_mnv2_320",
+    "dynamic_rcnn_mnv2_320",
+    "faster_rcnn_c4_mnv2_320",
     "htc_without_semantic_mnv2_320",
     "ga_retinanet_mnv2_320",
 ]

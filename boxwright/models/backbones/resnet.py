@@ -151,6 +151,10 @@ class ResNet(nn.Module):
                 features.append(x)
         return features
 
+    def last_stage(self) -> nn.Module:
+        """The layers between the last two levels, for heads that run them on regions."""
+        return self.get_submodule(f"layer{self.out_stages[-1]}")
+
     def train(self, mode: bool = True) -> Self:
         """Change the mode, except of frozen stages and (`norm_eval`) batch norms: they stay in evaluation."""
         super().train(mode)

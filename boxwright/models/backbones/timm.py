@@ -101,6 +101,28 @@ class TimmBackbone(nn.Module):
             return features
         return [plugin(f) for plugin, f in zip(self.plugins, features, strict=True)]
 
+    def last_stage(self) -> nn.Module:
+        """The layers between the last two levels, for heads that run them on regions.
+
+        Raises:
+            ConfigError: there is one level only, or the layers do not follow each other in a sequence.
+        """
+        names: list[str] = self.net.feature_info.module_name()[-2:]  # pyright: ignore
+        container = names[0].rpartition(".")[0]
+        layers: dict[str, nn.Module] = {}
+        for name, child in self.net.named_children():
+            inside = child.named_children() if name == container else ()
+            layers |= {f"{name}.{number}": layer for number, layer in inside} or {name: child}
+        order = list(layers)
+        ends = [n if n in layers else n.replace(".", "_") for n in names]  # some networks are flattened
+        if len(ends) < 2 or self.channels_last_output or not set(ends) <= set(order):
+            raise ConfigError(
+                f"the last stage of {self.name} cannot be cut off: it needs two levels of channels-first "
+                f"maps, one behind the other; layers are {', '.join(order)}, levels {', '.join(names)}"
+            )
+        first, last = (order.index(name) for name in ends)
+        return nn.Sequential(*(layers[name] for name in order[first + 1 : last + 1]))
+
     def train(self, mode: bool = True) -> Self:
         """Change the mode, except of frozen layers and (`norm_eval`) batch norms: they stay in evaluation."""
         super().train(mode)

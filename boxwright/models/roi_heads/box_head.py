@@ -146,6 +146,6 @@ class BoxHead(RoIStage):
         if not hasattr(self.trunk, "maps"):
             raise ConfigError(
                 f"{type(self.trunk).__name__} has no maps of regions that a mask head could share: "
-                "give RoIHeads share_trunk=False, or a trunk such as ResNetTrunk"
+                "give RoIHeads share_trunk=False, or a trunk such as StageTrunk"
             )
         return (FeatureSpec(int(self.trunk.out_features), self.strides[0]),)  # pyright: ignore[reportArgumentType]

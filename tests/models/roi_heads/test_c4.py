@@ -6,17 +6,17 @@ from torch import nn
 
 from boxwright.errors import ConfigError
 from boxwright.models.assigners import MaxIoUAssigner
-from boxwright.models.backbones import ResNet
+from boxwright.models.backbones import ResNet, TimmBackbone
 from boxwright.models.coders import DeltaCoder
 from boxwright.models.losses import CrossEntropy, SmoothL1
 from boxwright.models.roi_heads import (
     BoxHead,
     MaskHead,
-    ResNetTrunk,
     RoICriterion,
     RoIExtractor,
     RoIHeads,
     RoIPostprocess,
+    StageTrunk,
     TwoFC,
 )
 from boxwright.models.samplers import RandomSampler
@@ -26,7 +26,7 @@ SPECS = (FeatureSpec(256, 16),)
 
 
 def network(**arguments) -> ResNet:
-    return ResNet(18, **arguments)
+    return ResNet(18, out_stages=(3, 4), frozen_stages=0, **arguments)
 
 
 def box_head(specs=SPECS, trunk=None) -> BoxHead:
@@ -37,17 +37,17 @@ def box_head(specs=SPECS, trunk=None) -> BoxHead:
         criterion=RoICriterion(MaxIoUAssigner(0.5, 0.5), RandomSampler(8, 0.25), CrossEntropy(), SmoothL1()),
         postprocess=RoIPostprocess(score_threshold=0.0),
         extractor=RoIExtractor(size=6, levels=1),
-        trunk=trunk or (lambda channels, size: ResNetTrunk(channels, size, network=network)),
+        trunk=trunk or (lambda channels, size: StageTrunk(channels, size, network=network)),
     )
 
 
 def test_backbone_and_trunk_make_the_whole_network():
     torch.manual_seed(0)
     whole = ResNet(18, out_stages=(3, 4)).eval()
-    backbone, trunk = ResNet(18, out_stages=(3,)).eval(), ResNetTrunk(256, 6, network=network).eval()
+    backbone, trunk = ResNet(18, out_stages=(3,)).eval(), StageTrunk(256, 6, network=network).eval()
     state = whole.state_dict()
     backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("layer4.")})
-    trunk.load_state_dict({k: v for k, v in state.items() if k.startswith("layer4.")})
+    trunk.stage.load_state_dict({k[7:]: v for k, v in state.items() if k.startswith("layer4.")})
     assert backbone.specs == SPECS
     with torch.no_grad():
         c4, c5 = whole(torch.randn(2, 3, 64, 96))
@@ -57,18 +57,31 @@ def test_backbone_and_trunk_make_the_whole_network():
 
 
 def test_norms_of_the_trunk_keep_their_statistics():
-    trunk = ResNetTrunk(256, 6, network=network).train()
+    trunk = StageTrunk(256, 6, network=network).train()
     norms = [layer for layer in trunk.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert norms
     assert not any(layer.training for layer in norms)
     assert all(parameter.requires_grad for parameter in trunk.parameters())
-    free = ResNetTrunk(256, 6, network=lambda **more: ResNet(18, norm_eval=False, **more)).train()
+    free = StageTrunk(256, 6, network=lambda: network(norm_eval=False)).train()
     assert all(layer.training for layer in free.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "convnext_atto"])
+def test_the_last_stage_of_a_network_of_timm(name: str):
+    torch.manual_seed(3)
+    whole = TimmBackbone(name, min_stride=16).eval()
+    trunk = StageTrunk(whole.specs[0].channels, 4, network=lambda: whole).eval()
+    with torch.no_grad():
+        before, after = whole(torch.randn(1, 3, 64, 64))
+        torch.testing.assert_close(trunk.maps(before), after)
+    assert trunk.out_features == after.shape[1]
+    with pytest.raises(ConfigError, match="cannot be cut off"):
+        TimmBackbone(name, min_stride=32).last_stage()
 
 
 def test_arguments_that_do_not_fit():
     with pytest.raises(ConfigError, match="1024 channels"):
-        ResNetTrunk(1024, 14, network=network)
+        StageTrunk(1024, 14, network=network)
     with pytest.raises(ConfigError, match="TwoFC has no maps"):
         RoIHeads(
             SPECS,
@@ -87,7 +100,7 @@ def test_masks_go_on_from_the_maps_that_the_boxes_use():
         share_trunk=True,
     ).eval()
     names = [name for name, _ in heads.named_parameters()]
-    assert sum("layer4.0.conv1" in name for name in names) == 1  # one trunk, not two
+    assert sum("stage.0.conv1" in name for name in names) == 1  # one trunk, not two
     feature = torch.randn(2, 256, 8, 8)
     corner = torch.rand(2, 5, 2) * 60
     boxes = torch.cat((corner, corner + 30), -1)
@@ -101,10 +114,10 @@ def test_masks_go_on_from_the_maps_that_the_boxes_use():
         # By hand, for one detection: pool, fourth stage, upsample, its class's mask.
         stage, mask = heads.stages[0], heads.mask
         assert isinstance(stage, BoxHead)
-        assert isinstance(stage.trunk, ResNetTrunk)
+        assert isinstance(stage.trunk, StageTrunk)
         assert isinstance(mask, MaskHead)
         pooled = stage.extractor([feature], stage.strides, found.boxes, found.valid)[0, :1]
-        hidden = torch.relu(mask.upsample(stage.trunk.layer4(pooled)))
+        hidden = torch.relu(mask.upsample(stage.trunk.stage(pooled)))
         expected = mask.predictor(hidden)[0, int(found.labels[0, 0])].sigmoid()
         torch.testing.assert_close(found.masks[0, 0], expected, rtol=1e-4, atol=1e-5)
         maps = stage.maps([feature], boxes, valid)
