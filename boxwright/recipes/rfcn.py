@@ -22,9 +22,10 @@ from ..models.samplers import HardestSampler
 from ..models.suppression import GreedyNMS
 from . import common
 from .experiment import Experiment
+from .faster_rcnn import mobilenet_model
 
 
-def head(samples: int = 128) -> Partial[RFCNHead]:
+def head() -> Partial[RFCNHead]:
     """7 x 7 bins; the 128 regions of the highest loss are trained (Sec. 2, "Training")."""
     config = Partial(
         RFCNHead,
@@ -33,7 +34,7 @@ def head(samples: int = 128) -> Partial[RFCNHead]:
         criterion=Config(
             RoICriterion,
             assigner=Config(MaxIoUAssigner, positive_iou=0.5, negative_iou=0.5),
-            sampler=Config(HardestSampler, number=samples, duplicate_iou=None),
+            sampler=Config(HardestSampler, number=128, duplicate_iou=None),
             class_loss=Config(CrossEntropy),
             code_loss=Config(SmoothL1, beta=1.0),
             rank_with_box_loss=True,
@@ -45,9 +46,9 @@ def head(samples: int = 128) -> Partial[RFCNHead]:
     return common.with_tag(config, "num_classes", NumClasses)
 
 
-def rpn(scales: tuple[float, ...], channels: int) -> Partial[DenseHead]:
-    """Proposals from one level of stride 16, trained on anchors inside the image, with a smooth L1 loss."""
-    config = common.rpn_head(scales=scales, channels=channels)
+def rpn() -> Partial[DenseHead]:
+    """Proposals from one level, trained on anchors inside the image, with a smooth L1 loss."""
+    config = common.rpn_head(scales=(4.0, 8.0, 16.0, 32.0), channels=512)
     config.criterion.code_loss.beta = 1 / 9
     config.criterion.area.allowed_border = 0.0
     config.postprocess = common.proposals(6000, 300)
@@ -60,7 +61,7 @@ def rfcn_r101_1x() -> Config[Experiment]:
         TwoStageDetector,
         backbone=common.resnet(101, out_stages=(3, 4), strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
         neck=Partial(NoNeck),
-        rpn=rpn(scales=(4.0, 8.0, 16.0, 32.0), channels=512),
+        rpn=rpn(),
         roi=common.roi_heads(head()),
         rpn_levels=(0,),
     )
@@ -80,19 +81,12 @@ def rfcn_r50_1x() -> Config[Experiment]:
 
 
 def rfcn_mnv2_320() -> Config[Experiment]:
-    """R-FCN with MobileNetV2 at 320 pixels, for two CPU cores; bins of 3 x 3 by crop-and-resize."""
-    backbone = common.mobilenet_v2(first_stride=16)
-    backbone.output_stride = 16
-    box = head(samples=64)
-    box.pool, box.bins, box.channels = Config(PSCropResize, points=4), 3, 256
+    """R-FCN with MobileNetV2 and FPN at 320 pixels, for two CPU cores; bins by crop-and-resize."""
+    box = head()
+    box.level, box.channels = 0, 256  # at 320 pixels objects are small: maps of stride 8
+    box.pool = Config(PSCropResize, points=2)
+    box.criterion.code_loss.beta = 0.0
     box.postprocess.nms.iou = 0.5
-    model = Config(
-        TwoStageDetector,
-        backbone=backbone,
-        neck=Partial(NoNeck),
-        rpn=rpn(scales=(1.0, 2.0, 4.0, 8.0), channels=128),
-        roi=common.roi_heads(box),
-        rpn_levels=(0,),
-    )
-    model.rpn.postprocess = common.proposals(1000, 200)
+    model = mobilenet_model()
+    model.roi = common.roi_heads(box)
     return common.small_320(model, lr=0.02)

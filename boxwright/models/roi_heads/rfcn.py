@@ -61,12 +61,12 @@ class PSCropResize:
 class RFCNHead(RoIStage):
     """A stage without layers for each region: its bins vote with the means of position-sensitive maps.
 
-    A 1x1 convolution with ReLU on the last level, then `k * k * (C + 1)` class maps and `4 * k * k` box maps
+    A 1x1 convolution with ReLU on one level, then `k * k * (C + 1)` class maps and `4 * k * k` box maps
     by 1x1 convolutions (Sec. 2). The k x k bins of a region each read their own maps, and their mean is the
     region's class logits and box code.
 
     Args:
-        in_specs: feature levels; the last is used.
+        in_specs: feature levels.
         num_classes: C, without background.
         coder: what a box is regressed as.
         criterion: how the stage is trained.
@@ -75,6 +75,7 @@ class RFCNHead(RoIStage):
         bins: k.
         channels: of the first convolution.
         class_agnostic: one box code for all classes.
+        level: which of the feature levels is used.
     """
 
     def __init__(
@@ -89,14 +90,15 @@ class RFCNHead(RoIStage):
         bins: int = 7,
         channels: int = 1024,
         class_agnostic: bool = True,
+        level: int = -1,
     ) -> None:
         super().__init__(
             in_specs, num_classes=num_classes, coder=coder, criterion=criterion, postprocess=postprocess
         )
-        self.pool, self.bins = pool, bins
+        self.pool, self.bins, self.level = pool, bins, level
         columns = criterion.class_loss.columns(num_classes)
         codes = (1 if class_agnostic else num_classes) * coder.size
-        self.reduce = ConvNorm(in_specs[-1].channels, channels, 1)
+        self.reduce = ConvNorm(in_specs[level].channels, channels, 1)
         self.class_maps = nn.Conv2d(channels, columns * bins**2, 1)
         self.box_maps = nn.Conv2d(channels, codes * bins**2, 1)
         for module in self.modules():
@@ -107,13 +109,13 @@ class RFCNHead(RoIStage):
 
     def shared(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """Class maps `(B, (C + 1) * k * k, H, W)` and box maps of the images."""
-        hidden = self.reduce(features[-1])
+        hidden = self.reduce(features[self.level])
         return self.class_maps(hidden), self.box_maps(hidden)
 
     def forward(self, shared: Sequence[Tensor], boxes: Tensor, valid: Tensor) -> RoIPredictions:
         """Raw outputs for boxes `(B, R, 4)`; zero where not `valid (B, R)`."""
         logits, codes = (
-            self.pool(maps, boxes, valid, self.strides[-1], self.bins).float().mean((-2, -1))
+            self.pool(maps, boxes, valid, self.strides[self.level], self.bins).float().mean((-2, -1))
             for maps in shared
         )
         return RoIPredictions(logits, codes.unflatten(-1, (-1, self.coder.size)))
