@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from boxwright.engine.precision import resolve_precision
@@ -30,7 +32,6 @@ def mobilenet_faster_rcnn() -> nn.Module:
     backbone = BackboneWithFPN(network.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
     return detection.FasterRCNN(
         backbone,
-        CLASSES + 1,
         min_size=256,
         max_size=320,
         rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 4),
@@ -44,17 +45,19 @@ def mobilenet_faster_rcnn() -> nn.Module:
     )
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    extra = 1 if "rcnn" in name else 0
-    arguments = {"weights": None, "weights_backbone": None, "num_classes": CLASSES + extra}
-    return lambda: getattr(detection, name)(**arguments, trainable_backbone_layers=3)
+def resnet_pyramid(one_stage: bool) -> nn.Module:
+    """ResNet-50 with frozen norms, three trained stages and a pyramid, as torchvision's pretrained models."""
+    levels: dict[str, Any] = {}
+    if one_stage:
+        levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+    return resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3, **levels)
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "retinanet_r50_fpn": _torchvision("retinanet_resnet50_fpn"),
-    "fcos_r50_fpn": _torchvision("fcos_resnet50_fpn"),
-    "faster_rcnn_r50_fpn": _torchvision("fasterrcnn_resnet50_fpn"),
-    "mask_rcnn_r50_fpn": _torchvision("maskrcnn_resnet50_fpn"),
+    "retinanet_r50_fpn": lambda: detection.RetinaNet(resnet_pyramid(True), CLASSES),
+    "fcos_r50_fpn": lambda: detection.FCOS(resnet_pyramid(True), CLASSES),
+    "faster_rcnn_r50_fpn": lambda: detection.FasterRCNN(resnet_pyramid(False), CLASSES + 1),
+    "mask_rcnn_r50_fpn": lambda: detection.MaskRCNN(resnet_pyramid(False), CLASSES + 1),
     "faster_rcnn_mnv2_320": mobilenet_faster_rcnn,
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ops.boxes import area
+from ...ops.constants import constant
 from ...structures import Assignment, DensePredictions, Priors, Targets
 
 
@@ -61,5 +62,5 @@ class FCOSAssigner:
     def _limits(self, priors: Priors) -> tuple[torch.Tensor, torch.Tensor]:
         """Smallest and largest reach of each point, `(A,)`."""
         bounds = zip(self.limits[:-1], self.limits[1:], priors.num_per_level, strict=True)
-        pairs = [priors.strides.new_tensor((low, high)).expand(count, 2) for low, high, count in bounds]
+        pairs = [constant((low, high), priors.strides.device).expand(count, 2) for low, high, count in bounds]
         return torch.cat(pairs).unbind(-1)  # pyright: ignore[reportReturnType]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...ops.boxes import area, from_cxcywh, pairwise_iou, to_cxcywh
+from ...ops.constants import constant
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from .max_iou import MaxIoUAssigner
 from .overlap import prior_overlaps
@@ -95,7 +96,7 @@ class ApproxMaxIoUAssigner:
         iou = torch.zeros_like(square)
         for scale in self.scales:
             for ratio in self.ratios:
-                shape = side.new_tensor((scale / ratio**0.5, scale * ratio**0.5))
+                shape = constant((scale / ratio**0.5, scale * ratio**0.5), side.device)
                 anchors = from_cxcywh(torch.cat((centre, side * shape), dim=-1))
                 iou = torch.maximum(iou, pairwise_iou(targets.boxes, anchors))
         # A square overlaps with -1 what it must not be matched with.

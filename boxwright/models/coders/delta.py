@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...ops.constants import constant
+
 
 @dataclass(frozen=True)
 class DeltaCoder:
@@ -33,11 +35,11 @@ class DeltaCoder:
         smallest = torch.finfo(torch.float32).tiny * 1e6
         prior_size, size = prior_size.clamp(min=smallest), size.clamp(min=smallest)
         codes = torch.cat(((centre - prior_centre) / prior_size, (size / prior_size).log()), dim=-1)
-        return codes / codes.new_tensor(self.stds)
+        return codes / constant(self.stds, codes.device, codes.dtype)
 
     def decode(self, codes: Tensor, priors: Tensor, strides: Tensor | None = None) -> Tensor:
         """Boxes `(..., 4)` of codes `(..., 4)`, in float32."""
-        shift, log_ratio = (codes.float() * priors.new_tensor(self.stds)).split(2, dim=-1)
+        shift, log_ratio = (codes.float() * constant(self.stds, codes.device, priors.dtype)).split(2, dim=-1)
         prior_centre, prior_size = _centre_size(priors)
         centre = prior_centre + shift * prior_size
         size = prior_size * log_ratio.clamp(self.min_log_ratio, self.max_log_ratio).exp()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ops.boxes import from_cxcywh, to_cxcywh
+from ...ops.constants import constant
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class ShapeCoder:
         """Codes `(..., 2)` of the sizes of boxes `(..., 4)`; empty boxes give finite codes."""
         ratio = to_cxcywh(boxes)[..., 2:] / to_cxcywh(priors)[..., 2:]
         log_ratio = ratio.clamp(min=math.exp(-self.max_log_ratio)).log()
-        return log_ratio / log_ratio.new_tensor(self.stds)
+        return log_ratio / constant(self.stds, log_ratio.device, log_ratio.dtype)
 
     def decode(self, codes: Tensor, priors: Tensor, strides: Tensor | None = None) -> Tensor:
         """Boxes `(..., 4)` of codes `(..., 2)` about the centres of priors `(..., 4)`, in float32."""
         centre, size = (part.expand(*codes.shape[:-1], 2) for part in to_cxcywh(priors).split(2, dim=-1))
-        log_ratio = (codes.float() * size.new_tensor(self.stds)).clamp(
+        log_ratio = (codes.float() * constant(self.stds, size.device, size.dtype)).clamp(
             -self.max_log_ratio, self.max_log_ratio
         )
         return from_cxcywh(torch.cat((centre, size * log_ratio.exp()), dim=-1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ops.constants import constant
 from ...structures import Priors
 from .grid import grid_steps, repeat_over_grid
 
@@ -41,8 +42,8 @@ class Anchors:
     def base(self, level: int, stride: int, device: torch.device | None = None) -> Tensor:
         """`(N, 4)` anchors of a level around the origin."""
         sides = [s * stride for s in self.scales] if self.sizes is None else self.sizes[level]
-        size = torch.tensor(sides, dtype=torch.float32, device=device)
-        root = torch.tensor(self.ratios, dtype=torch.float32, device=device).sqrt()
+        size = constant(sides, device)
+        root = constant(self.ratios, device).sqrt()
         widths = (size / root[:, None]).flatten()
         heights = (size * root[:, None]).flatten()
         boxes = torch.stack((-widths, -heights, widths, heights), dim=-1) / 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...ops.constants import constant
 from ...structures import Priors
 from .grid import grid_steps, repeat_over_grid
 
@@ -35,6 +36,6 @@ class Points:
         device: torch.device | None = None,
     ) -> Priors:
         """Points for feature maps of these shapes, levels one behind the other."""
-        square = torch.tensor([[-0.5, -0.5, 0.5, 0.5]], device=device)
+        square = constant(((-0.5, -0.5, 0.5, 0.5),), device)
         steps = grid_steps(shapes, strides, canvas if self.step_from_canvas else None)
         return repeat_over_grid([square * s for s in strides], shapes, steps, strides, self.offset)

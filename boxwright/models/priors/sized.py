@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import ConfigError
+from ...ops.constants import constant
 from ...structures import Priors
 from .grid import grid_steps, repeat_over_grid
 
@@ -44,6 +45,6 @@ class SizedAnchors:
             raise ConfigError(
                 f"SizedAnchors: sizes are for {len(self.sizes)} levels, the head has {len(shapes)}"
             )
-        sizes = [torch.tensor(level, dtype=torch.float32, device=device) for level in self.sizes]
+        sizes = [constant(level, device) for level in self.sizes]
         base = [torch.cat((-size, size), dim=-1) / 2 for size in sizes]
         return repeat_over_grid(base, shapes, grid_steps(shapes, strides, None), strides, self.offset)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...ops.constants import constant
 from ...structures import Priors
 from .grid import repeat_over_grid
 
@@ -78,7 +79,7 @@ class SSDAnchors:
         for ratio in self.ratios[level]:
             longer, shorter = size * math.sqrt(ratio), size / math.sqrt(ratio)
             shapes += [(longer, shorter), (shorter, longer)]
-        half = torch.tensor(shapes, device=device) / 2
+        half = constant(shapes, device) / 2
         return torch.cat((-half, half), dim=-1)
 
     def __call__(
