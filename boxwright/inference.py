@@ -317,11 +317,7 @@ def to_pil(picture: Picture) -> Image.Image:
         return decode_image(picture)
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
-    pixels = (
-        picture.detach().cpu()
-        if isinstance(picture, Tensor)
-        else torch.from_numpy(np.array(picture))
-    )
+    pixels = picture.detach().cpu() if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
     if isinstance(picture, Tensor):
         if pixels.ndim != 3 or pixels.shape[0] != 3:
             raise DataError(f"a tensor of shape {tuple(pixels.shape)} is no image; give (3, H, W), RGB")

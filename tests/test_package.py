@@ -97,7 +97,10 @@ def test_module_has_a_docstring_and_imports_only_the_base(path: Path) -> None:
     assert ast.get_docstring(tree), f"{name(path)} says nothing about itself"
     for target, line in imported_at_import_time(tree.body):
         top = target.split(".")[0]
-        assert top in BASE or top in sys.stdlib_module_names, f"{name(path)}:{line} imports {target}"
+        kernel = top == "triton" and path.stem.endswith("_triton")  # imported where a GPU runs it
+        assert kernel or top in BASE or top in sys.stdlib_module_names, (
+            f"{name(path)}:{line} imports {target}"
+        )
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -43,15 +43,15 @@ def convert(
     and every weight must find its place. Nothing that the file holds is run.
     """
     values = only(words or (), ("out",))
-    from .. import recipes
     from ..convert import convert_checkpoint
+    from ..recipes import recipe as recipe_named
 
     out = Path(values.get("out", source.with_suffix(".safetensors").name))
     done = convert_checkpoint(
         source,
         out,
         config=config,
-        recipe=None if recipe is None else recipes.recipe(recipe),
+        recipe=None if recipe is None else recipe_named(recipe),
         classes=None if classes is None else classes.split(","),
     )
     typer.echo(f"matched     {len(done.report.names)} entries")

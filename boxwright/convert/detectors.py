@@ -7,7 +7,7 @@ from typing import Any
 
 from fiddle import Config
 
-from ..config import ClassAgnostic
+from ..config import ClassAgnostic, clone
 from ..errors import ConfigError
 from ..models.detectors import Normalise, OneStageDetector, TwoStageDetector
 from ..recipes.common import with_tag
@@ -20,9 +20,7 @@ PROPOSALS = ("RPN",)
 TWO_STAGE = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "HybridTaskCascade", "TwoStageDetector")
 
 
-def model_from_mmdetection(
-    model: Mapping[str, Any], images: Mapping[str, Any] | None = None
-) -> Config[OneStageDetector] | Config[TwoStageDetector]:
+def model_from_mmdetection(model: Mapping[str, Any], images: Mapping[str, Any] | None = None) -> Config[Any]:
     """The description of our detector that an MMDetection configuration of a model amounts to.
 
     Each part is translated by its type and settings, whatever the method is called; weights are random.
@@ -37,11 +35,11 @@ def model_from_mmdetection(
     """
     with Settings(model, "model") as settings:
         settings.ignore("pretrained", "mask_iou_head")
-        known = dict.fromkeys((*ONE_STAGE, *PROPOSALS, *TWO_STAGE))
+        known = (*ONE_STAGE, *PROPOSALS, *TWO_STAGE)
         if settings.kind not in known:
             raise settings.unknown("a detector", known)
         normalise, divisor = _normalise(settings, images)
-        common = {
+        common: dict[str, Any] = {
             "backbone": backbone(settings.part("backbone")),
             "neck": neck(settings.optional("neck")),
             "normalise": normalise,
@@ -61,14 +59,10 @@ def model_from_mmdetection(
                 return Config(OneStageDetector, head=rpn, **common)
             made = dense.Context(Settings({}, ""), train.part("rpn_proposal"), divisor)
             with made.test:
-                train_proposals = made.postprocess(_copy(rpn.postprocess))
+                train_proposals = made.postprocess(clone(rpn.postprocess))
             with test.part("rcnn") as reading:
                 roi = regions.heads(settings.part("roi_head"), train.parts("rcnn"), reading)
             return Config(TwoStageDetector, rpn=rpn, roi=roi, train_proposals=train_proposals, **common)
-
-
-def _copy(config: Config) -> Config:
-    return Config(config.__fn_or_cls__, **config.__arguments__)
 
 
 def _normalise(settings: Settings, images: Mapping[str, Any] | None) -> tuple[Config[Normalise], int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from fiddle import Config
 from torch import Tensor
 
-from .. import recipes
 from ..assembly import set_num_classes
 from ..config import Pretrained, build, set_tagged, to_json
 from ..engine.checkpoint import save_weights
@@ -23,6 +22,7 @@ from ..models.detectors import Normalise
 from ..models.layers import FrozenBatchNorm2d
 from ..models.losses import SmoothL1
 from ..models.roi_heads import MeanScores
+from ..recipes import recipe as recipe_named
 from ..recipes.experiment import Experiment
 from .checkpoint import Conversion
 
@@ -74,14 +74,14 @@ def experiment_of_detectron2(weights: Mapping[str, Tensor]) -> tuple[Config[Expe
     masks = any(name.startswith("roi_heads.mask_head.") for name in weights)
     stages = len({m[1] for name in weights if (m := re.match(r"roi_heads\.box_predictor\.(\d)\.", name))})
     if "head.cls_score.weight" in weights and "head.bbox_pred.weight" in weights:
-        experiment = recipes.recipe("retinanet_r50_fpn_1x")
+        experiment = recipe_named("retinanet_r50_fpn_1x")
         experiment.model.neck.extra = "on_input" if _from_c5(weights) else "on_output"
         anchors = weights["head.bbox_pred.weight"].shape[0] // 4
         count = weights["head.cls_score.weight"].shape[0] // anchors
         experiment.model.head.criterion.code_loss = Config(SmoothL1, beta=0.1)
     elif "proposal_generator.rpn_head.conv.weight" in weights:
         kinds = ("cascade_rcnn", "cascade_mask_rcnn") if stages else ("faster_rcnn", "mask_rcnn")
-        experiment = recipes.recipe(f"{kinds[masks]}_r50_{'fpn' if pyramid else 'c4'}_1x")
+        experiment = recipe_named(f"{kinds[masks]}_r50_{'fpn' if pyramid else 'c4'}_1x")
         scores = "roi_heads.box_predictor.0.cls_score" if stages else "roi_heads.box_predictor.cls_score"
         count = weights[f"{scores}.weight"].shape[0] - 1
         if stages:

@@ -14,7 +14,6 @@ from typing import Any
 
 from fiddle import Config
 
-from .. import recipes
 from ..errors import ConfigError
 from ..models.detectors import Normalise
 from ..models.layers import CrossBatchNorm2d, FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d
@@ -22,6 +21,7 @@ from ..models.losses import BoundedIoULoss, GIoULoss, IoULoss
 from ..models.samplers import OHEMSampler
 from ..models.suppression import SoftNMS
 from ..recipes import common, dcn, gcnet, group_norm, hrnet
+from ..recipes import recipe as recipe_named
 from ..recipes.experiment import Experiment
 
 Recipe = Config[Experiment]
@@ -84,11 +84,11 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
     if single:
         style = "caffe_" if "caffe" in rest or single[1] == "dc5" else ""
         detector = "faster_rcnn" if method == "rpn" else method
-        recipe = recipes.recipe(f"{detector}_r50_{style}{single[1]}_1x")
+        recipe = recipe_named(f"{detector}_r50_{style}{single[1]}_1x")
         recipe = _proposals_alone(recipe) if method == "rpn" else recipe
         rest = re.sub(r"caffe|c4|dc5", "", rest)
     else:
-        recipe = recipes.recipe(METHODS[method])
+        recipe = recipe_named(METHODS[method])
     while rest := rest.strip("_"):
         for pattern, change in WORDS:
             if found := re.match(rf"(?:{pattern})(?:_|$)", rest):
@@ -102,7 +102,7 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
 
 def _proposals_alone(recipe: Recipe) -> Recipe:
     """The proposal network of a two-stage recipe as a detector of its own."""
-    two_stage, alone = recipe.model, recipes.recipe(METHODS["rpn"])
+    two_stage, alone = recipe.model, recipe_named(METHODS["rpn"])
     alone.model.head = two_stage.rpn
     alone.model.head.criterion.class_agnostic = True
     alone.model.backbone, alone.model.neck = two_stage.backbone, two_stage.neck

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from ..errors import ConfigError
@@ -69,7 +69,7 @@ class Settings:
         """Entries that mean nothing here: initial weights, debugging, memory."""
         self.unread.difference_update(names)
 
-    def unknown(self, what: str, known: Mapping[str, Any]) -> ConfigError:
+    def unknown(self, what: str, known: Iterable[str]) -> ConfigError:
         """The error for a part of a class that is not translated."""
         return ConfigError(
             f"{self.path} is a {self.kind or 'part without a type'}, {what} that Boxwright does not have; "

@@ -70,8 +70,8 @@ SEMANTIC = (
     Rule(r"roi_head\.semantic_head\.conv_logits\.(.+)", r"roi.semantic.predictor.\1"),
 )
 
-# What is kept in a checkpoint but is no weight: the preprocessor's mean and deviation, and the whole distances
-# that GFL's distributions are over, whose number the box predictor's shape says.
+# What is kept in a checkpoint but is no weight: the preprocessor's mean and deviation, and the whole
+# distances that GFL's distributions are over, whose number the box predictor's shape says.
 NO_WEIGHTS = (
     Rule(r"data_preprocessor\..+", None),
     Rule(r"bbox_head\.integral\.project", None),

@@ -8,6 +8,7 @@ nothing, so that a checkpoint whose optimiser or log has classes of its own stil
 from __future__ import annotations
 
 import collections
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import _utils
 
 from ..errors import CheckpointError
 
@@ -31,9 +33,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): lambda text, encoding: _latin(text, encoding),
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): _utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _utils._rebuild_parameter,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("builtins", "slice"): slice,
@@ -89,7 +91,7 @@ class SafeUnpickler(pickle.Unpickler):
         return _ALLOWED.get((module, name), Unread)
 
 
-def read_pickle(path: str | Path) -> Any:
+def read_pickle(path: str | os.PathLike[str]) -> Any:
     """The contents of a file of `torch.save` or `pickle.dump`.
 
     Raises:

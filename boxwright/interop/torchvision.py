@@ -255,6 +255,7 @@ def _fcos(module: FCOS, pyramid: BackboneWithFPN, backbone: nn.Module) -> OneSta
             "have to be equal, and double from level to level"
         )
     for tower in (detector.head.class_tower, detector.head.box_tower):
+        assert isinstance(tower, nn.Sequential)
         for layer in tower:
             # Ours leave out the bias before a norm; torchvision's have it, and a group norm does not undo it.
             assert isinstance(layer, ConvNorm) and isinstance(layer.conv, nn.Conv2d)  # noqa: PT018

@@ -1,5 +1,9 @@
 """Mask targets on a GPU: one program for each region and row of bins, which reads the object's crop."""
 
+# Kernels are written in a language of their own, whose types a checker of Python does not know.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,9 @@
 """Greedy suppression on a GPU without waiting for the host: pairs as bits, then one scan for each image."""
 
+# Kernels are written in a language of their own, whose types a checker of Python does not know.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 import numpy as np

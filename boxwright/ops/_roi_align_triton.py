@@ -5,6 +5,10 @@ to count them. Features lie with their channels innermost, so a tap is one wide 
 wide atomic addition in float32.
 """
 
+# Kernels are written in a language of their own, whose types a checker of Python does not know.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MethodType
 
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from ..layers import CONVOLUTIONS, scale_and_shift, scaled_conv
 
@@ -24,7 +25,7 @@ def fold_norms(net: nn.Module) -> int:
     """
     try:
         graph = _Tracer().trace(net)
-    except (TypeError, ValueError, RuntimeError, AttributeError, fx.proxy.TraceError):
+    except (TypeError, ValueError, RuntimeError, AttributeError, TraceError):
         return 0  # control flow that depends on values: nothing is known of such a network
     modules, count = dict(net.named_modules()), 0
     for node in graph.nodes:
@@ -34,7 +35,12 @@ def fold_norms(net: nn.Module) -> int:
             continue
         conv = modules.get(str(before.target)) if before.op == "call_module" else None
         calls = [n for n in graph.nodes if n.op == "call_module" and n.target in (node.target, before.target)]
-        if type(conv) in CONVOLUTIONS and len(before.users) == 1 and len(calls) == 2:
+        if (
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in CONVOLUTIONS
+            and len(before.users) == 1
+            and len(calls) == 2
+        ):
             conv.__dict__["following"] = (norm,)  # not a child: its parameters have their names already
             conv.forward = MethodType(_conv_with_norm, conv)
             norm.forward = MethodType(_rest_of_norm, norm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,11 @@ class DeltaCoder:
     stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     max_log_ratio: float = math.log(1000.0 / 16)
     min_log_ratio: float = -math.log(1000.0 / 16)
-    size: ClassVar[int] = 4
+
+    @property
+    def size(self) -> int:
+        """Numbers of a code."""
+        return 4
 
     def encode(self, boxes: Tensor, priors: Tensor, strides: Tensor | None = None) -> Tensor:
         """Codes `(..., 4)` of boxes `(..., 4)`; empty boxes give finite codes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,11 @@ class DistanceCoder:
 
     activation: Callable[[Tensor], Tensor] = torch.exp
     in_strides: bool = False
-    size: ClassVar[int] = 4
+
+    @property
+    def size(self) -> int:
+        """Numbers of a code."""
+        return 4
 
     def encode(self, boxes: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
         """Distances `(..., 4)` from each prior to its box: what

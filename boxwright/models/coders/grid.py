@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,11 @@ class GridCoder:
 
     eps: float = 1e-6
     max_log_ratio: float = 10.0
-    size: ClassVar[int] = 4
+
+    @property
+    def size(self) -> int:
+        """Numbers of a code."""
+        return 4
 
     def encode(self, boxes: Tensor, priors: Tensor, strides: Tensor) -> Tensor:
         """Targets `(..., 4)` of boxes: what `sigmoid(t_x), sigmoid(t_y), t_w, t_h` should become."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,11 @@ class ShapeCoder:
 
     stds: tuple[float, float] = (1.0, 1.0)
     max_log_ratio: float = math.log(1e6)
-    size: ClassVar[int] = 2
+
+    @property
+    def size(self) -> int:
+        """Numbers of a code."""
+        return 2
 
     def encode(self, boxes: Tensor, priors: Tensor, strides: Tensor | None = None) -> Tensor:
         """Codes `(..., 2)` of the sizes of boxes `(..., 4)`; empty boxes give finite codes."""

@@ -3,8 +3,8 @@
 from .context_block import ContextBlock
 from .conv import Activation, ConvFactory, ConvNorm, leaky_relu, relu
 from .conv_ws import ConvWS2d
-from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .cross_norm import CrossBatchNorm2d
+from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .fold import CONVOLUTIONS, conv_norm, scale_and_shift, scaled_conv
 from .freeze import freeze, set_batch_norm_eval
@@ -19,8 +19,8 @@ __all__ = [
     "ConvFactory",
     "ConvNorm",
     "ConvWS2d",
-    "DeformConv2d",
     "CrossBatchNorm2d",
+    "DeformConv2d",
     "FrozenBatchNorm2d",
     "ModulatedDeformConv2d",
     "NormLayer",

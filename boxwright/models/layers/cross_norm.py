@@ -35,7 +35,7 @@ class CrossBatchNorm2d(nn.SyncBatchNorm):
         momentum: float = 0.1,
     ) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
-        self.ranks = ranks
+        self.ranks: int | Literal["node"] | None = ranks
 
     def join(self) -> None:
         """Find the ranks to share with; every rank calls it, in the same order of layers.
