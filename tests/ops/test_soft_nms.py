@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxwright.ops import soft_nms as module
 from boxwright.ops.doctor import random_boxes
@@ -141,6 +142,22 @@ def test_wrong_arguments():
         soft_nms(*three(), "hard", 0.3, 0.001, 3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="sigma"):
         soft_nms(*three(), "gaussian", 0.0, 0.001, 3)
+
+
+def test_the_way_of_an_accelerator_asks_the_host_for_nothing():
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.add(str(func).removeprefix("aten.").split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    with Names() as names:
+        rounds(*make(0), "gaussian", 0.5, 0.01, 5)
+    assert "gather" in names.seen
+    assert not names.seen & {"_local_scalar_dense", "nonzero", "masked_select", "index", "equal"}
 
 
 def test_opcheck():
