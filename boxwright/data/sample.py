@@ -26,8 +26,7 @@ class Sample(TypedDict):
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
         masks: `(n, H, W)` uint8, 0 or 1; absent where masks are not asked for.
-        semantic: `(H, W)` uint8, semantic class of each pixel, `NO_CLASS` without one; absent where maps are
-            not asked for.
+        semantic: `(H, W)` uint8, class of each pixel or `NO_CLASS`; absent where maps are not asked for.
         image_id: identity of the image in its split.
         original_size: height and width of the file, whatever the transforms do.
         file: path of the file, for messages.

@@ -16,7 +16,8 @@ from ..protocols import Coder
 from ..targets import Filled
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
-from .stage import RoIPredictions, RoIStage
+from .predictions import RoIPredictions
+from .stage import RoIStage
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from ...distributed import mean_over_ranks
 from ...structures import Priors, Targets
 from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
 from ..targets import Filled, Sample, boxes_and_labels
-
-if TYPE_CHECKING:
-    from .stage import RoIPredictions
+from .predictions import RoIPredictions
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from ...structures import Detections, FeatureSpec, Targets
 from ..targets import Sample, gather_slots, prefixed
 from .mask_head import MaskHead
 from .postprocess import MeanScores, ScoreMean
-from .stage import RoIPredictions, RoIStage
+from .predictions import RoIPredictions
+from .stage import RoIStage
 
 MaskMaker = Callable[[Sequence[FeatureSpec]], MaskHead]
 """Makes a mask head for the levels."""

@@ -13,7 +13,8 @@ from ..layers.conv import ConvNorm
 from ..protocols import Coder
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
-from .stage import RoIPredictions, RoIStage
+from .predictions import RoIPredictions
+from .stage import RoIStage
 
 BinPool = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 """Maps `(B, D * k * k, H, W)`, boxes `(B, R, 4)`, valid `(B, R)`, stride, k to bins `(B, R, D, k, k)`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,25 +10,7 @@ from ...structures import FeatureSpec
 from ..protocols import Coder
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
-
-
-@dataclass(frozen=True)
-class RoIPredictions:
-    """Raw outputs for R regions of B images.
-
-    Args:
-        class_logits: `(B, R, columns)`; how many columns, the class loss says.
-        codes: `(B, R, C, 4)`, or `(B, R, 1, 4)` where all classes share one code.
-    """
-
-    class_logits: Tensor
-    codes: Tensor
-
-    def codes_of(self, labels: Tensor) -> Tensor:
-        """`(B, R, 4)` codes of one label a region, `(B, R)`."""
-        if self.codes.shape[2] == 1:
-            return self.codes[:, :, 0]
-        return self.codes.gather(2, labels[..., None, None].expand(*labels.shape, 1, 4))[:, :, 0]
+from .predictions import RoIPredictions
 
 
 class RoIStage(nn.Module):

@@ -10,7 +10,7 @@ from roi_parts import CLASSES, SIZES, SPECS, box_head, inputs, mask_head
 from boxwright.models.losses import BinaryCrossEntropy, CrossEntropy
 from boxwright.models.roi_heads import MeanLogits, MeanScores, RoIHeads
 from boxwright.models.roi_heads.heads import refined
-from boxwright.models.roi_heads.stage import RoIPredictions
+from boxwright.models.roi_heads.predictions import RoIPredictions
 from boxwright.models.samplers import AllSampler, RandomSampler
 
 
