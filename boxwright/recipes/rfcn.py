@@ -83,7 +83,8 @@ def rfcn_r50_1x() -> Config[Experiment]:
 def rfcn_mnv2_320() -> Config[Experiment]:
     """R-FCN with MobileNetV2 and FPN at 320 pixels, for two CPU cores; bins by crop-and-resize."""
     box = head()
-    box.level, box.channels = 0, 256  # at 320 pixels objects are small: maps of stride 8
+    box.level, box.channels = 0, 512  # at 320 pixels objects are small: maps of stride 8
+    box.criterion.sampler.number = 256
     box.pool = Config(PSCropResize, points=2)
     box.criterion.code_loss.beta = 0.0
     box.postprocess.nms.iou = 0.5
