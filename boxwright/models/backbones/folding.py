@@ -7,7 +7,7 @@ from types import MethodType
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from ..layers import CONVOLUTIONS, scale_and_shift, scaled_conv
+from ..layers import CONVOLUTIONS, in_low_precision, scale_and_shift, scaled_conv
 
 
 def fold_norms(net: nn.Module) -> int:
@@ -56,13 +56,13 @@ class _Tracer(fx.Tracer):
 
 def _conv_with_norm(conv: nn.Conv2d, x: Tensor) -> Tensor:
     (norm,) = conv.__dict__["following"]
-    fixed = scale_and_shift(norm)
+    fixed = scale_and_shift(norm) if in_low_precision(x) else None
     return type(conv).forward(conv, x) if fixed is None else scaled_conv(conv, *fixed, x)
 
 
 def _rest_of_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What is left of a norm once its convolution has scaled and shifted: timm's have an activation."""
-    if scale_and_shift(norm) is None:
+    if not in_low_precision(x) or scale_and_shift(norm) is None:
         return type(norm).forward(norm, x)
     for name in ("drop", "act"):
         layer = getattr(norm, name, None)

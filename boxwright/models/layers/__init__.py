@@ -6,7 +6,7 @@ from .conv_ws import ConvWS2d
 from .cross_norm import CrossBatchNorm2d
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
-from .fold import CONVOLUTIONS, conv_norm, scale_and_shift, scaled_conv
+from .fold import CONVOLUTIONS, conv_norm, in_low_precision, scale_and_shift, scaled_conv
 from .freeze import freeze, set_batch_norm_eval
 from .init import bias_for_prior, init_kaiming, init_normal, init_xavier
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
@@ -31,6 +31,7 @@ __all__ = [
     "conv_norm",
     "freeze",
     "group_norm",
+    "in_low_precision",
     "init_kaiming",
     "init_normal",
     "init_xavier",

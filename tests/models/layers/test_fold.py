@@ -7,6 +7,12 @@ from torch import nn
 from boxwright.models.layers import FrozenBatchNorm2d, conv_norm, group_norm
 
 
+@pytest.fixture
+def folded(monkeypatch):
+    """Fold in float32, too, where the two ways can be compared closely."""
+    monkeypatch.setattr("boxwright.models.layers.fold.in_low_precision", lambda x: True)
+
+
 def layers(norm, bias=False, seed=0):
     torch.manual_seed(seed)
     conv, norm = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=bias), norm(6)
@@ -26,7 +32,7 @@ def layers(norm, bias=False, seed=0):
         lambda c: group_norm(c, 3),
     ],
 )
-def test_values_and_gradients_are_those_of_the_two_layers(norm, bias):
+def test_values_and_gradients_are_those_of_the_two_layers(norm, bias, folded):
     conv, norm = layers(norm, bias)
     norm.eval()
     results = []
@@ -40,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_two_layers(norm, bias):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_norm_that_learns_statistics_is_called():
+def test_a_norm_that_learns_statistics_is_called(folded):
     conv, norm = layers(nn.BatchNorm2d)
     x = torch.randn(2, 4, 8, 8)
     expected = copy.deepcopy(norm)(conv(x))
@@ -51,7 +57,20 @@ def test_a_norm_that_learns_statistics_is_called():
     torch.testing.assert_close(conv_norm(conv, no_statistics, x), no_statistics(conv(x)))
 
 
-def test_no_activation_of_the_convolution_is_kept_for_the_gradient():
+def test_only_low_precision_is_folded():
+    conv, norm = layers(nn.BatchNorm2d)
+    norm.eval()
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(conv_norm(conv, norm, x), norm(conv(x)))
+    calls = []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = conv_norm(conv, norm, x)
+    assert output.dtype == torch.bfloat16
+    assert not calls
+
+
+def test_no_activation_of_the_convolution_is_kept_for_the_gradient(folded):
     conv, norm = layers(nn.BatchNorm2d)
     norm.eval()
     kept = []
