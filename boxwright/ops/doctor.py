@@ -19,7 +19,7 @@ def backends(device: torch.device | str = "cpu") -> dict[str, str]:
     if torch.device(device).type == "cpu":
         return {
             "nms": "torchvision, one call per image and group",
-            "roi_align": "torch embedding_bag, a sparse product over all levels",
+            "roi_align": "torchvision in float32; in bf16 and for gradients torch embedding_bag",
             "soft_nms": "torch, a round for each box kept",
             "ps_roi_pool": "torchvision, on maps with a cell more at the end",
             "deform_conv2d": "torchvision, in float32",

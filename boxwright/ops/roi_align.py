@@ -127,9 +127,19 @@ def _axis_weights(
     return weights.reshape(bins, samples, extent).mean(1)
 
 
-def channels_last(values: Tensor) -> bool:
-    """Whether the backend for these features gives its results with the channels innermost in memory."""
-    return values.device.type == "cpu" or use_triton(values.device, values.dtype)
+def pools_channels_last(features: Tensor) -> bool:
+    """Whether regions of these features are pooled with the channels innermost in memory.
+
+    On a CPU that is so in low precision. In float32 torchvision's kernel pools, so that values and what
+    follows from them (which ReLUs are open) are those of its detectors.
+    """
+    low = features.device.type == "cpu" and features.dtype.itemsize < 4
+    return low or use_triton(features.device, features.dtype)
+
+
+def gives_channels_last(grad: Tensor) -> bool:
+    """Whether the features' gradients have the channels innermost in memory."""
+    return grad.device.type == "cpu" or use_triton(grad.device, grad.dtype)
 
 
 def _backend(boxes: Tensor) -> ModuleType:
@@ -150,7 +160,9 @@ def _roi_align_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    if channels_last(features[0]):
+    if boxes.device.type == "cpu" and not pools_channels_last(features[0]):
+        return _forward_selected(features, boxes, level, strides, output_size, sampling_ratio, aligned)
+    if pools_channels_last(features[0]):
         heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
         layout = Layout(strides, heights, widths, output_size, sampling_ratio, aligned)
         return _backend(boxes).forward(features, boxes, level, layout)
@@ -168,7 +180,7 @@ def _roi_align_fake(
     aligned: bool,
 ) -> Tensor:
     shape = (features[0].shape[1], output_size, output_size)
-    if not channels_last(features[0]):
+    if not pools_channels_last(features[0]):
         return features[0].new_empty(*level.shape, *shape)
     return features[0].new_empty(*level.shape, *shape[1:], shape[0]).permute(0, 1, 4, 2, 3)
 
@@ -184,7 +196,7 @@ def _roi_align_backward_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    if channels_last(grad):
+    if gives_channels_last(grad):
         layout = Layout(strides, heights, widths, grad.shape[-1], sampling_ratio, aligned)
         return _backend(boxes).backward(grad, boxes, level, layout)
     return _backward_masked(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
@@ -202,7 +214,7 @@ def _roi_align_backward_fake(
     aligned: bool,
 ) -> list[Tensor]:
     batch, _, channels = grad.shape[:3]
-    if not channels_last(grad):
+    if not gives_channels_last(grad):
         return [grad.new_empty(batch, channels, h, w) for h, w in zip(heights, widths, strict=True)]
     shapes = [(batch, h, w, channels) for h, w in zip(heights, widths, strict=True)]
     return [grad.new_empty(shape).permute(0, 3, 1, 2) for shape in shapes]
@@ -231,6 +243,29 @@ def _rois(boxes: Tensor, dtype: torch.dtype) -> Tensor:
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=dtype)
     image = image[:, None, None].expand(-1, boxes.shape[1], 1)
     return torch.cat((image, boxes.to(dtype)), -1).flatten(0, 1)
+
+
+def _forward_selected(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Torchvision's kernel, each level with just its own regions; rounds as torchvision's detectors do."""
+    shape = (features[0].shape[1], output_size, output_size)
+    output = features[0].new_zeros(level.numel(), *shape)
+    rois = _rois(boxes, as_float(features[0]).dtype)
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        index = (level.flatten() == i).nonzero()[:, 0]
+        if len(index) > 0:
+            pooled = torch.ops.torchvision.roi_align(
+                as_float(feature), rois[index], 1 / stride, *shape[1:], sampling_ratio, aligned
+            )
+            output[index] = pooled.to(output.dtype)
+    return output.unflatten(0, level.shape)
 
 
 def _forward_masked(

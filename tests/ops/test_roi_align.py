@@ -4,12 +4,21 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boxwright.ops import _roi_align_bags
 from boxwright.ops import roi_align as module
 from boxwright.ops.doctor import random_boxes
 from boxwright.ops.roi_align import assign_levels, roi_align, roi_align_reference
 
 STRIDES = [4, 8]
-FORWARDS = (roi_align, module._forward_masked)
+
+
+def by_bags(features, boxes, level, strides, size, ratio=0, aligned=True):
+    heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
+    layout = _roi_align_bags.Layout(strides, heights, widths, size, ratio, aligned)
+    return _roi_align_bags.forward(features, boxes, level, layout)
+
+
+FORWARDS = (roi_align, by_bags, module._forward_masked)
 
 
 def make(seed: int = 0, batch: int = 2, regions: int = 9, dtype: torch.dtype = torch.float32):

@@ -142,9 +142,14 @@ LOSSES = {
 CONVERTED = [(re.compile(rule.pattern), rule.convert) for rule in RCNN if rule.convert is not None]
 
 
-def test_losses_and_gradients(pair: Pair) -> None:
+@pytest.mark.parametrize(("learning", "tolerance"), [(False, TOLERANCE), (True, 10 * TOLERANCE)])
+def test_losses_and_gradients(pair: Pair, learning: bool, tolerance: float) -> None:
+    """With fixed norms closely; norms that learn from two small images magnify rounding a hundredfold."""
     data = make_input(SIZES[0], pair.ours.normalise, pair.label_shift)
     pair.train()
+    for module in (*pair.theirs.modules(), *pair.ours.modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train(learning and module.training)
     pair.theirs.zero_grad()
     pair.ours.zero_grad()
     expected = pair.theirs(*data.copy())
@@ -153,7 +158,7 @@ def test_losses_and_gradients(pair: Pair) -> None:
     assert {k for k in losses if k.startswith("loss/")} == {LOSSES[name] for name in expected}
     assert losses["stat/positives"] > 1
     for name, value in expected.items():
-        assert losses[LOSSES[name]].item() == pytest.approx(value.item(), rel=TOLERANCE), name
+        assert losses[LOSSES[name]].item() == pytest.approx(value.item(), rel=tolerance), name
     sum(v for k, v in losses.items() if k.startswith("loss/")).backward()  # pyright: ignore
 
     gradients = {name: p.grad for name, p in pair.theirs.named_parameters()}
@@ -165,4 +170,4 @@ def test_losses_and_gradients(pair: Pair) -> None:
             convert = next((c for p, c in CONVERTED if p.fullmatch(pair.names[name])), lambda g: g)
             difference = (parameter.grad - convert(gradient)).norm()
             # Some gradients are zero but for rounding: of a bias before a norm, for instance.
-            assert difference <= TOLERANCE * convert(gradient).norm() + 1e-6 * size, name
+            assert difference <= tolerance * convert(gradient).norm() + 1e-6 * size, name
