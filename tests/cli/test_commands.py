@@ -95,7 +95,7 @@ def test_module_is_the_command() -> None:
         (["train", "fcos_mnv2_320", "out=a", "out=b"], "given twice", 2),
         (["train", "fcos_mnv2_320", "out=a", "resnet"], "'resnet': expected name=value", 2),
         (["train", "out=nowhere"], "name a recipe", 2),
-        (["recipes", "yolo"], "no recipe has yolo", 2),
+        (["recipes", "swin"], "no recipe has swin", 2),
         (["evaluate", "nowhere"], "no checkpoint", 1),
         (["evaluate", "nowhere", "dat=x"], "did you mean data=?", 2),
         (["predict", "nowhere", "x.jpg"], "no checkpoint", 1),
@@ -122,9 +122,10 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("recipes", "mask", "r50") == 0
+    assert call("recipes", "retinanet", "r50") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["mask_rcnn_r50_fpn_1x", "mask_rcnn_r50_fpn_2x"]
+    names = [line.split()[0] for line in lines]
+    assert names == ["retinanet_r50_fpn_1x", "retinanet_r50_fpn_2x", "ga_retinanet_r50_fpn_1x"]
 
 
 def test_config_prints_values_history_and_difference(capsys: pytest.CaptureFixture[str]) -> None:
