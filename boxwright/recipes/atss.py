@@ -66,12 +66,4 @@ def atss_r101_fpn_1x() -> Config[Experiment]:
 
 def atss_mnv2_320() -> Config[Experiment]:
     """ATSS with MobileNetV2 at 320 pixels, for two CPU cores."""
-    detector_head = head()
-    detector_head.channels, detector_head.tower_convs = 128, 2
-    model = Config(
-        OneStageDetector,
-        backbone=common.mobilenet_v2(first_stride=8),
-        neck=common.fpn(extra="on_output", channels=128, outs=4),
-        head=detector_head,
-    )
-    return common.small_320(model, lr=0.02)
+    return common.dense_320(head(), lr=0.02)

@@ -19,6 +19,7 @@ from ..models.backbones.resnet import ResNet
 from ..models.backbones.timm import TimmBackbone
 from ..models.coders import DeltaCoder
 from ..models.dense_heads import DenseCriterion, DenseHead, DensePostprocess, Samples
+from ..models.detectors import OneStageDetector
 from ..models.losses import BinaryCrossEntropy, CrossEntropy, SmoothL1
 from ..models.necks.fpn import FPN
 from ..models.priors import Anchors, TrainableArea
@@ -197,3 +198,15 @@ def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -
         clip_norm=10.0,
         metrics=tuple(metrics),
     )
+
+
+def dense_320(head: Any, *, lr: float) -> Config[Experiment]:
+    """A dense head of 128 channels, two convolutions a tower, on MobileNetV2 and a pyramid, at 320 pixels."""
+    head.channels, head.tower_convs = 128, 2
+    model = Config(
+        OneStageDetector,
+        backbone=mobilenet_v2(first_stride=8),
+        neck=fpn(extra="on_output", channels=128, outs=4),
+        head=head,
+    )
+    return small_320(model, lr=lr)

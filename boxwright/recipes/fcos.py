@@ -78,17 +78,10 @@ def fcos_r101_fpn_1x() -> Config[Experiment]:
 def fcos_mnv2_320() -> Config[Experiment]:
     """FCOS with MobileNetV2 at 320 pixels, for two CPU cores; centre sampling, GIoU, distances in strides."""
     detector_head = head()
-    detector_head.channels, detector_head.tower_convs = 128, 2
     detector_head.quality_branch = "box"
     detector_head.coder = Config(DistanceCoder, activation=F.relu, in_strides=True)
     detector_head.criterion.assigner = Config(
         FCOSAssigner, limits=(0.0, 64.0, 128.0, 256.0, math.inf), centre_radius=1.5
     )
     detector_head.criterion.box_loss = Config(GIoULoss, weight=2.0)
-    model = Config(
-        OneStageDetector,
-        backbone=common.mobilenet_v2(first_stride=8),
-        neck=common.fpn(extra="on_output", channels=128, outs=4),
-        head=detector_head,
-    )
-    return common.small_320(model, lr=0.02)
+    return common.dense_320(detector_head, lr=0.02)

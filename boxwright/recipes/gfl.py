@@ -86,12 +86,5 @@ def gfl_mnv2_320() -> Config[Experiment]:
     low: classes with few objects would leave that state only after more steps than this budget has.
     """
     detector_head = head()
-    detector_head.channels, detector_head.tower_convs = 128, 2
     detector_head.criterion.box_weight = None
-    model = Config(
-        OneStageDetector,
-        backbone=common.mobilenet_v2(first_stride=8),
-        neck=common.fpn(extra="on_output", channels=128, outs=4),
-        head=detector_head,
-    )
-    return common.small_320(model, lr=0.02)
+    return common.dense_320(detector_head, lr=0.02)

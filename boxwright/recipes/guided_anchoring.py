@@ -138,15 +138,7 @@ def ga_faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
 
 def ga_retinanet_mnv2_320() -> Config[Experiment]:
     """GA-RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores."""
-    head = retina_head()
-    head.channels, head.tower_convs = 128, 2
-    model = Config(
-        OneStageDetector,
-        backbone=common.mobilenet_v2(first_stride=8),
-        neck=common.fpn(extra="on_output", channels=128, outs=4),
-        head=head,
-    )
-    return common.small_320(model, lr=0.02)
+    return common.dense_320(retina_head(), lr=0.02)
 
 
 def _schedule(model: Config, lr: float) -> Config[Experiment]:

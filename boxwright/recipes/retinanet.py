@@ -73,12 +73,4 @@ def retinanet_x101_64x4d_fpn_1x() -> Config[Experiment]:
 
 def retinanet_mnv2_320() -> Config[Experiment]:
     """RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores."""
-    detector_head = head()
-    detector_head.channels, detector_head.tower_convs = 128, 2
-    model = Config(
-        OneStageDetector,
-        backbone=common.mobilenet_v2(first_stride=8),
-        neck=common.fpn(extra="on_output", channels=128, outs=4),
-        head=detector_head,
-    )
-    return common.small_320(model, lr=0.01)
+    return common.dense_320(head(), lr=0.01)
