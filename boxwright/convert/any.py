@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from fiddle import Config
 
 from ..errors import CheckpointError, ConfigError
-from ..interop.safe_pickle import read_pickle
 from ..recipes.experiment import Experiment
-from .checkpoint import Conversion, convert_mmdetection
-from .detectron2 import convert_detectron2
+from .checkpoint import Conversion, mmdetection_to_ours, read_checkpoint
+from .detectron2 import detectron2_to_ours
 
 DETECTRON2 = ("backbone.bottom_up.", "backbone.stem.", "backbone.res2.", "proposal_generator.")
 
@@ -29,15 +28,15 @@ def convert_checkpoint(
     Arguments and errors as of `convert_mmdetection` and `convert_detectron2`; a configuration or a recipe
     is for MMDetection alone.
     """
-    loaded = read_pickle(source)
-    weights = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    loaded = read_checkpoint(source)
+    weights = loaded.get("model", loaded)
     if not isinstance(weights, Mapping):
-        raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint")
+        raise CheckpointError(f"{source} holds a {type(weights).__name__}, not a checkpoint")
     if any(str(name).startswith(DETECTRON2) for name in weights):
         if config is not None or recipe is not None:
             raise ConfigError(
                 f"{source} is a checkpoint of Detectron2, whose detector is read off its weights: leave out "
                 "the configuration and the recipe"
             )
-        return convert_detectron2(source, out, classes=classes)
-    return convert_mmdetection(source, out, config=config, recipe=recipe, classes=classes)
+        return detectron2_to_ours(loaded, source, out, classes)
+    return mmdetection_to_ours(loaded, source, out, config, recipe, classes)

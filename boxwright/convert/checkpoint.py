@@ -11,6 +11,7 @@ from typing import Any
 
 import fiddle as fdl
 from fiddle import Config, selectors
+from torch import nn
 
 from ..assembly import set_num_classes
 from ..config import NumClasses, build, clone, to_json
@@ -69,9 +70,41 @@ def convert_mmdetection(
             either side.
         ConfigError: the configuration has a part or setting that we do not have.
     """
+    return mmdetection_to_ours(read_checkpoint(source), source, out, config, recipe, classes)
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a file holds, read without running it.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no mapping.
+    """
     loaded = read_pickle(source)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{source} holds a {type(loaded).__name__}, not a checkpoint")
+    return loaded
+
+
+def write_checkpoint(
+    out: str | os.PathLike[str], model: nn.Module, experiment: Config[Experiment], label_map: LabelMap
+) -> Path:
+    """Write a converted model with its experiment and its classes; returns the `.safetensors` file."""
+    path = Path(out).with_suffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"config": to_json(experiment), "label_map": label_map.to_json()}
+    save_weights(path, model.state_dict(), about)
+    return path
+
+
+def mmdetection_to_ours(
+    loaded: Mapping[str, Any],
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None,
+    recipe: Config[Experiment] | None,
+    classes: Sequence[str] | None,
+) -> Conversion:
+    """`convert_mmdetection` of a file that is read already."""
     meta = loaded.get("meta") or {}
     experiment = recipe if recipe is not None else _experiment(_settings(source, meta, config))
     experiment = clone(experiment)
@@ -80,9 +113,7 @@ def convert_mmdetection(
         set_num_classes(experiment, len(label_map))
     model = build(experiment.model)
     report = from_mmdetection(loaded, model)
-    path = Path(out).with_suffix(".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, model.state_dict(), {"config": to_json(experiment), "label_map": label_map.to_json()})
+    path = write_checkpoint(out, model, experiment, label_map)
     return Conversion(path, report, label_map)
 
 

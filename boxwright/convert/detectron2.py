@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from fiddle import Config
 from torch import Tensor
 
 from ..assembly import set_num_classes
-from ..config import Pretrained, build, set_tagged, to_json
-from ..engine.checkpoint import save_weights
+from ..config import Pretrained, build, set_tagged
 from ..errors import CheckpointError
 from ..interop.coco_labels import COCO
 from ..interop.detectron2 import from_detectron2, weights_of
-from ..interop.safe_pickle import read_pickle
 from ..labels import LabelMap
 from ..models.detectors import Normalise
 from ..models.layers import FrozenBatchNorm2d
@@ -24,7 +22,7 @@ from ..models.losses import SmoothL1
 from ..models.roi_heads import MeanScores
 from ..recipes import recipe as recipe_named
 from ..recipes.experiment import Experiment
-from .checkpoint import Conversion
+from .checkpoint import Conversion, read_checkpoint, write_checkpoint
 
 BLOCKS_OF_RES4 = {6: 50, 23: 101, 36: 152}
 RGB_MEAN = (123.675, 116.28, 103.53)
@@ -43,20 +41,28 @@ def convert_detectron2(
     Raises:
         CheckpointError: the file cannot be read, or is not a detector that we have.
     """
-    loaded = read_pickle(source)
-    if not isinstance(loaded, Mapping) or not weights_of(loaded):
+    return detectron2_to_ours(read_checkpoint(source), source, out, classes)
+
+
+def detectron2_to_ours(
+    loaded: Mapping[str, Any],
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    classes: Sequence[str] | None,
+) -> Conversion:
+    """`convert_detectron2` of a file that is read already."""
+    weights = weights_of(loaded)
+    if not weights:
         raise CheckpointError(f"{source} holds no weights of Detectron2")
-    experiment, count = experiment_of_detectron2(weights_of(loaded))
+    experiment, count = experiment_of_detectron2(weights)
     label_map = COCO if classes is None and count == len(COCO) else LabelMap.numbered(count)
     if classes is not None:
         label_map = LabelMap(tuple(classes))
         if len(label_map) != count:
             raise CheckpointError(f"{source} has {count} classes, {len(label_map)} names are given")
     model = build(experiment.model)
-    report = from_detectron2(loaded, model)
-    path = Path(out).with_suffix(".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, model.state_dict(), {"config": to_json(experiment), "label_map": label_map.to_json()})
+    report = from_detectron2(weights, model)
+    path = write_checkpoint(out, model, experiment, label_map)
     return Conversion(path, report, label_map)
 
 
