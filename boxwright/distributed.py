@@ -77,13 +77,9 @@ def share_group(ranks: int | Literal["node"] | None) -> dist.ProcessGroup:
         ConfigError: the number of processes is no multiple of `ranks`.
     """
     world = world_size()
-    count = (
-        world
-        if ranks is None
-        else int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        if ranks == "node"
-        else ranks
-    )
+    if ranks == "node":
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    count = world if ranks is None else ranks
     if count < 1 or world % count:
         raise ConfigError(
             f"groups of {count} ranks cannot be made of {world} processes: choose a divisor of {world}"

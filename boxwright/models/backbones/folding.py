@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import MethodType
 
 from torch import Tensor, fx, nn
@@ -28,19 +29,15 @@ def fold_norms(net: nn.Module) -> int:
     except (TypeError, ValueError, RuntimeError, AttributeError, TraceError):
         return 0  # control flow that depends on values: nothing is known of such a network
     modules, count = dict(net.named_modules()), 0
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         before = node.args[0] if norm is not None and node.args else None
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node):
             continue
         conv = modules.get(str(before.target)) if before.op == "call_module" else None
-        calls = [n for n in graph.nodes if n.op == "call_module" and n.target in (node.target, before.target)]
-        if (
-            isinstance(conv, nn.Conv2d)
-            and type(conv) in CONVOLUTIONS
-            and len(before.users) == 1
-            and len(calls) == 2
-        ):
+        once = len(before.users) == calls[str(node.target)] == calls[str(before.target)] == 1
+        if once and isinstance(conv, nn.Conv2d) and type(conv) in CONVOLUTIONS:
             conv.__dict__["following"] = (norm,)  # not a child: its parameters have their names already
             conv.forward = MethodType(_conv_with_norm, conv)
             norm.forward = MethodType(_rest_of_norm, norm)
