@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +21,9 @@ class MetricsHook(Hook):
 
     A training line holds `kind` "train", `step`, `epoch` (with its fraction), `lr`, `loss`, each
     "loss/..." and "stat/...", `images_per_second` and `memory_mb`; a validation line `kind` "val", `step`,
-    `epoch` and the metrics. A value that is not finite is null. When a run resumes, lines of steps that it
-    will do again are dropped, with a last line torn by a kill.
+    `epoch` and the metrics. Both hold `seconds`, the wall time since training began with validations and
+    checkpoints; a resumed run counts on from its checkpoint. A value that is not finite is null. When a run
+    resumes, lines of steps that it will do again are dropped, with a last line torn by a kill.
 
     Args:
         every: iterations between training lines; the last iteration of an epoch has one too.
@@ -37,11 +39,14 @@ class MetricsHook(Hook):
         self._window = Window()
         self._saved: dict[str, Any] | None = None
         self._file: IO[str] | None = None
+        self._began = time.perf_counter()
 
     def before_run(self, state: TrainState) -> None:
         """Open the file, mended."""
+        self._began = time.perf_counter()
         if self._saved is not None:
-            self._window.load_state_dict(self._saved, state.device)
+            self._window.load_state_dict(self._saved["window"], state.device)
+            self._began -= self._saved["seconds"]
         if is_main():
             path = state.out / "metrics.jsonl"
             mend(path, state.first_step)
@@ -73,8 +78,8 @@ class MetricsHook(Hook):
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The unfinished means."""
-        return self._window.state_dict()
+        """The unfinished means, and the time so far."""
+        return {"window": self._window.state_dict(), "seconds": time.perf_counter() - self._began}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them over."""
@@ -82,7 +87,8 @@ class MetricsHook(Hook):
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({key: _json(value) for key, value in record.items()}) + "\n")
+            timed = {**record, "seconds": round(time.perf_counter() - self._began, 2)}
+            self._file.write(json.dumps({key: _json(value) for key, value in timed.items()}) + "\n")
             self._file.flush()
 
 
