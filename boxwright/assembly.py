@@ -17,6 +17,7 @@ from .data import Data, Table, folder
 from .data.loader import Loader
 from .engine.checkpoint import steps
 from .engine.hooks import default_hooks
+from .engine.memory import save_memory
 from .engine.messages import notify, on_main
 from .engine.optim import scale_optimizer
 from .engine.randomness import seed_all
@@ -101,11 +102,19 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
         set_tagged(config, Pretrained, None)  # nothing is fetched that the checkpoint will replace
     seed_all(config.seed)
     made: Experiment = build(config)
+    saving = save_memory(made.model, made.memory, made.compile)
     share = share_of_batch(made.batch_size, made.accumulate)
     masks = "segm" in made.metrics
     evaluated = evaluation_table(data)
     loader = Loader(
-        data.train, made.train_transforms, made.canvas, share, made.workers, made.seed, with_masks=masks
+        data.train,
+        made.train_transforms,
+        made.canvas,
+        share,
+        made.workers,
+        made.seed,
+        with_masks=masks,
+        reduced_decoding=made.reduced_decoding,
     )
     optimizer = made.optimizer(made.model)
     notify(scale_optimizer(optimizer, made.batch_size, made.base_batch_size))
@@ -114,12 +123,19 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
         notify(f"{data.root} has no split val or test: nothing will be evaluated")
     else:
         batches = Loader(
-            evaluated, made.eval_transforms, made.canvas, share, made.workers, shuffle=False, with_masks=False
+            evaluated,
+            made.eval_transforms,
+            made.canvas,
+            share,
+            made.workers,
+            shuffle=False,
+            with_masks=False,
+            reduced_decoding=made.reduced_decoding,
         )
         evaluator = CocoEvaluator(evaluated.to_coco(), data.label_map, made.metrics)
         validation = Validation(batches, evaluator)
     hooks = default_hooks(validation, made.evaluate_every, f"{made.metrics[0]}/AP", console=console)
-    return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *made.hooks))
+    return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *saving, *made.hooks))
 
 
 def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:

@@ -93,9 +93,25 @@ def annotation(node: fdl.Buildable, name: str) -> Any:
         return MISSING
 
 
+def is_settings(value: Any) -> bool:
+    """Whether a value is a ready dataclass of plain values: its fields are shown and set like arguments."""
+    if isinstance(value, type | fdl.Buildable) or not dataclasses.is_dataclass(value):
+        return False
+    fields = [getattr(value, f.name) for f in dataclasses.fields(value) if f.init]
+    return bool(fields) and all(_is_plain(field) or is_settings(field) for field in fields)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str | Path)
+
+
 def children(value: Any) -> Iterator[tuple[str | int, Any]]:
     """Names and values directly under a value: arguments of a call, items of a list, entries of a dict."""
-    if isinstance(value, fdl.Buildable):
+    if is_settings(value):
+        yield from ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init)
+    elif isinstance(value, fdl.Buildable):
         named = parameters(value)
         extra = [name for name in value.__arguments__ if name not in named]
         for name in [*named, *extra]:
@@ -141,8 +157,8 @@ def named_modules(config: fdl.Buildable) -> tuple[str, ...]:
 def flatten(config: fdl.Buildable) -> dict[str, Any]:
     """All values of a configuration by path, the constructors' defaults among them.
 
-    A nested description appears at its own path as a `Call`, its arguments below it; a list of plain
-    values is one value, a list of descriptions one entry per item.
+    A nested description, or a ready dataclass of plain values, appears at its own path as a `Call`, its
+    arguments below it; a list of plain values is one value, a list of descriptions one entry per item.
 
     Args:
         config: what a recipe returns.
@@ -151,6 +167,8 @@ def flatten(config: fdl.Buildable) -> dict[str, Any]:
     for path, value in walk(config):
         if isinstance(value, fdl.Buildable):
             flat[path] = Call(callable_name(fdl.get_callable(value)), isinstance(value, fdl.Partial))
+        elif is_settings(value):
+            flat[path] = Call(callable_name(type(value)))
         elif not holds_calls(value):
             flat[path] = value
     return flat

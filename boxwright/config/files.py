@@ -24,6 +24,7 @@ ALLOWED = (
     "boxwright.data.dataset",
     "boxwright.data.transforms",
     "boxwright.engine.hooks",
+    "boxwright.engine.memory",
     "boxwright.engine.optim",
     "boxwright.engine.schedule",
     "boxwright.labels",

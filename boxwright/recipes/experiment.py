@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from ..engine.memory import Memory
+
 if TYPE_CHECKING:
     from ..data import Data
     from ..data.canvas import Canvas
@@ -29,6 +31,9 @@ class Experiment:
         canvas: shapes that images are padded to.
         batch_size: images of one optimiser step over all processes and accumulated batches.
         workers: loader processes of each training process.
+        reduced_decoding: whether JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where the first
+            transform makes them at least as small, in training, evaluation and prediction: large photographs
+            load several times as fast, and pixels differ a little (docs/own_data.md).
         optimizer: makes the optimiser of a model, usually `Partial(engine.optim.sgd, lr=...)`.
         base_batch_size: batch size that the learning rate is meant for; it is multiplied by
             `batch_size / base_batch_size` (linear scaling, Goyal et al., arXiv:1706.02677). None to leave it.
@@ -44,6 +49,7 @@ class Experiment:
         evaluate_every: epochs between evaluations on the validation split.
         metrics: what is measured: "bbox", and "segm" for detectors with masks.
         hooks: further hooks of the training loop.
+        memory: what a step computes again, folds or leaves to the compiler to need less memory.
     """
 
     model: nn.Module
@@ -55,6 +61,7 @@ class Experiment:
     schedule: Schedule
     batch_size: int = 16
     workers: int = 2
+    reduced_decoding: bool = False
     base_batch_size: int | None = 16
     epochs: int = 12
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -66,3 +73,4 @@ class Experiment:
     evaluate_every: int = 1
     metrics: tuple[str, ...] = ("bbox",)
     hooks: Sequence[Hook] = ()
+    memory: Memory = Memory()  # noqa: RUF009  frozen

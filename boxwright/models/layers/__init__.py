@@ -6,7 +6,16 @@ from .conv_ws import ConvWS2d
 from .cross_norm import CrossBatchNorm2d
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
-from .fold import CONVOLUTIONS, conv_norm, in_low_precision, scale_and_shift, scaled_conv
+from .fold import (
+    CONVOLUTIONS,
+    Folding,
+    conv_norm,
+    folds,
+    in_low_precision,
+    scale_and_shift,
+    scaled_conv,
+    set_folding,
+)
 from .freeze import freeze, set_batch_norm_eval
 from .init import bias_for_prior, init_kaiming, init_normal, init_xavier
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
@@ -21,6 +30,7 @@ __all__ = [
     "ConvWS2d",
     "CrossBatchNorm2d",
     "DeformConv2d",
+    "Folding",
     "FrozenBatchNorm2d",
     "ModulatedDeformConv2d",
     "NormLayer",
@@ -29,6 +39,7 @@ __all__ = [
     "StridedDepthwiseConv2d",
     "bias_for_prior",
     "conv_norm",
+    "folds",
     "freeze",
     "group_norm",
     "in_low_precision",
@@ -40,5 +51,6 @@ __all__ = [
     "scale_and_shift",
     "scaled_conv",
     "set_batch_norm_eval",
+    "set_folding",
     "use_fast_depthwise",
 ]

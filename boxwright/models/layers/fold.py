@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,26 @@ from .norm import FrozenBatchNorm2d
 CONVOLUTIONS = (nn.Conv2d, StridedDepthwiseConv2d)
 """Layers whose kernel can take a scale; others derived from them (weight standardisation) may not."""
 
+Folding = Literal["auto", "always", "never"]
+"""When norms with fixed statistics are folded: in bf16 and fp16, in any precision, never."""
+
+
+def set_folding(module: nn.Module, when: Folding) -> None:
+    """Say when the convolutions inside take over the norms behind them; without it, it is "auto".
+
+    "always" folds in float32, too. That saves as much there, and gradients are as exact; but sums are rounded
+    otherwise, so that values differ from those of other implementations in the last decimals.
+    """
+    for layer in module.modules():
+        if type(layer) in CONVOLUTIONS:
+            layer.folding = when
+
+
+def folds(conv: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution takes over a norm with fixed statistics behind it, for this input."""
+    when = getattr(conv, "folding", "auto")
+    return in_low_precision(x) if when == "auto" else when == "always"
+
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(conv(x))`, with the norm's scale multiplied into the kernel where its statistics are fixed.
@@ -19,8 +41,9 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     and the bias `shift` gives the same, and the chain rule gives the same gradients to kernel, scale and
     shift. The norm's pass over the activations, and the memory that its gradient would need, are saved.
 
-    Only in bf16 and fp16: the two ways round differently, and in float32 ours shall agree with other
-    implementations to the last decimal. Other norms and other convolutions are called one after the other.
+    Where nothing else was set (`set_folding`) only in bf16 and fp16: the two ways round differently, and in
+    float32 ours shall agree with other implementations to the last decimal. Other norms and other
+    convolutions are called one after the other.
 
     Args:
         conv: the convolution.
@@ -28,7 +51,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         x: `(B, C, H, W)`.
     """
     plain = type(conv) in CONVOLUTIONS and type(norm) in (nn.BatchNorm2d, FrozenBatchNorm2d)
-    fixed = scale_and_shift(norm) if plain and in_low_precision(x) else None
+    fixed = scale_and_shift(norm) if plain and folds(conv, x) else None
     return norm(conv(x)) if fixed is None else scaled_conv(conv, *fixed, x)  # pyright: ignore
 
 
