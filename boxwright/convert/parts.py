@@ -153,8 +153,6 @@ def box_losses(settings: Settings, decoded: bool) -> dict[str, Config]:
 
 def _iou_loss(settings: Settings, weight: float) -> Config:
     mode = "linear" if settings("linear", False) else settings("mode", "log")
-    if mode == "square":
-        raise ConfigError(f"{settings.path}.mode is 'square'; Boxwright has 'log' and 'linear'")
     return Config(IoULoss, weight=weight, mode=mode, eps=settings("eps", 1e-6))
 
 

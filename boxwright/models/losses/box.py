@@ -13,21 +13,22 @@ from ...ops.boxes import giou, iou, to_cxcywh
 
 @dataclass(frozen=True)
 class IoULoss:
-    """`-log(IoU)` (UnitBox, arXiv:1608.01471, Sec. 3) or `1 - IoU`.
+    """`-log(IoU)` (UnitBox, arXiv:1608.01471, Sec. 3), `1 - IoU` or `1 - IoU^2`.
 
     Args:
-        mode: "log" or "linear".
+        mode: "log", "linear" or "square".
         eps: the IoU is held above this, so that the logarithm is finite.
     """
 
     weight: float = 1.0
-    mode: Literal["log", "linear"] = "log"
+    mode: Literal["log", "linear", "square"] = "log"
     eps: float = 1e-6
 
     def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
         """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
         overlap = iou(boxes, targets).clamp(min=self.eps)
-        return (1 - overlap if self.mode == "linear" else -overlap.log()) * self.weight
+        losses = {"log": lambda x: -x.log(), "linear": lambda x: 1 - x, "square": lambda x: 1 - x.square()}
+        return losses[self.mode](overlap) * self.weight
 
 
 @dataclass(frozen=True)

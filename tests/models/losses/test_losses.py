@@ -93,6 +93,7 @@ def test_iou_losses():
     a, b = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])  # IoU 1/3
     assert IoULoss()(a, b).item() == pytest.approx(math.log(3), rel=1e-4)
     assert IoULoss(mode="linear")(a, b).item() == pytest.approx(2 / 3, rel=1e-4)
+    assert IoULoss(mode="square")(a, b).item() == pytest.approx(8 / 9, rel=1e-4)
     torch.testing.assert_close(GIoULoss()(a, b), generalized_box_iou_loss(a, b))
 
 
