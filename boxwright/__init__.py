@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .recipes import recipe as recipe
     from .recipes import recipes as recipes
     from .recipes.experiment import Experiment as Experiment
+    from .study import study as study
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _WHERE = {
     "show": "api",
     "train": "api",
 }
+_CALLABLE = ("recipes", "study")  # packages that are also verbs: a call lists the recipes, or makes a study
 _MODULES = ("config", "data", "engine", "evaluation", "interop", "models", "ops")
 
 __all__ = [
@@ -80,12 +82,13 @@ __all__ = [
     "recipe",
     "recipes",
     "show",
+    "study",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "recipes" or name in _MODULES:  # the package `recipes` is callable: it lists the recipes
+    if name in _CALLABLE or name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

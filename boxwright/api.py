@@ -23,6 +23,7 @@ from .data.loader import Loader
 from .engine.checkpoint import load_weights
 from .engine.messages import notify, on_main
 from .engine.placing import resolve_device
+from .engine.state import Hook
 from .engine.trainer import train as train_model
 from .errors import CheckpointError, DataError
 from .evaluation import CocoEvaluator, evaluate_results, read_results, write_evaluation
@@ -80,6 +81,7 @@ def train(
     console: bool = True,
     check: bool = True,
     report: bool = True,
+    hooks: Sequence[Hook] = (),
     trust: Sequence[str] = (),
 ) -> Run:
     """Train what a recipe describes, evaluate the best checkpoint and write the report.
@@ -95,6 +97,7 @@ def train(
         console: show progress.
         check: look through the data set before training; what cannot be trained on stops here.
         report: write plots and `report.html` at the end.
+        hooks: of this call alone, besides the experiment's; `config.json` does not keep them.
         trust: modules of your own that a resumed run's `config.json` may name.
 
     Raises:
@@ -118,7 +121,7 @@ def train(
             made.schedule,
             epochs=made.epochs,
             out=out,
-            hooks=parts.hooks,
+            hooks=(*parts.hooks, *hooks),
             device=place,
             precision=made.precision,
             accumulate=made.accumulate,

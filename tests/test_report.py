@@ -15,7 +15,16 @@ import boxwright.data as data
 from boxwright.errors import DataError, MissingExtraError
 from boxwright.evaluation import evaluate_results, write_evaluation
 from boxwright.report import read_metrics, write_plots, write_report
-from boxwright.report.charts import Axis, Series, line_chart, ticks
+from boxwright.report.charts import (
+    Axis,
+    Point,
+    Series,
+    appearance,
+    best_points,
+    line_chart,
+    scatter_chart,
+    ticks,
+)
 
 CLASSES = ("cat", "<b>dog</b>")
 
@@ -235,6 +244,28 @@ def test_chart():
     assert chart.count("M") == 2  # the gap
     assert line_chart("t", [], Axis("x"), Axis("y")) == ""
     assert "<svg" in line_chart("t", [Series("a", [1], [1.0])], Axis("x"), Axis("y"))
+
+
+def test_many_lines_differ():
+    looks = [appearance(number) for number in range(21)]
+    assert len(set(looks)) == 21
+    series = [Series(f"line {k}", [0, 1], [k, k + 1], *look) for k, look in enumerate(looks)]
+    chart = line_chart("t", series, Axis("x"), Axis("y"))
+    assert chart.count("stroke-dasharray") == chart.count("repeating-linear-gradient") == 14
+
+
+def test_scatter_names_its_points_and_draws_the_frontier():
+    points = [Point("slow", 3, 0.6), Point("fast", 1, 0.4), Point("<beaten>", 2, 0.3), Point("equal", 1, 0.4)]
+    assert [point.name for point in best_points(points)] == ["fast", "slow"]
+    chart = scatter_chart("t", points, Axis("x", 0.0), Axis("y"), frontier=True)
+    assert chart.count("<circle") == 4
+    assert chart.count("class='frontier'") == 1
+    assert "<beaten>" not in chart
+    named = re.findall(r"<text class='name' x='([\d.]+)' y='([\d.]+)'>(\w+)<", chart)
+    places = {name: (float(x), float(y)) for x, y, name in named}
+    assert abs(places["fast"][1] - places["equal"][1]) > 8 or abs(places["fast"][0] - places["equal"][0]) > 30
+    assert scatter_chart("t", [], Axis("x"), Axis("y")) == ""
+    assert "frontier" not in scatter_chart("t", points, Axis("x"), Axis("y"))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 12), (-3, 7), (0, 0.013), (1e4, 3e5), (5, 5.1)])

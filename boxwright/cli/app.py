@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import configure, convert, data, demo, doctor, evaluate, predict, train
+from . import configure, convert, data, demo, doctor, evaluate, predict, study, train
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -50,6 +50,7 @@ def boxwright(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("study")(study.study)
 app.command("recipes")(configure.recipes)
 app.command("config")(configure.config)
 app.add_typer(data.app, name="data")

@@ -147,6 +147,76 @@ def plot_sizes(metrics: Mapping[str, float], path: str | Path) -> Path:
     return _save(figure, path)
 
 
+def plot_histories(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | Path, title: str, ylabel: str
+) -> Path:
+    """One measure of several trainings over their epochs.
+
+    Args:
+        lines: epochs and values by name.
+        path: PNG file.
+        title: above the figure.
+        ylabel: of the measure, which lies in 0..1.
+    """
+    figure, axes = _figure(9.0, 5.2)
+    for k, (name, (epochs, values)) in enumerate(lines.items()):
+        style = ("-", "--", ":")[k // len(COLORS) % 3]
+        axes.plot(
+            epochs, values, style, color=COLORS[k % len(COLORS)], lw=1.6, marker="o", ms=2.5, label=name
+        )
+    axes.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
+    axes.set_title(title, loc="left")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def plot_tradeoff(
+    points: Mapping[str, tuple[float, float]], path: str | Path, title: str, xlabel: str, ylabel: str
+) -> Path:
+    """Named points, such as accuracy against time.
+
+    Args:
+        points: x and y by name.
+        path: PNG file.
+        title: above the figure.
+        xlabel: of the horizontal axis, which begins at 0.
+        ylabel: of the vertical axis.
+    """
+    figure, axes = _figure(9.0, 5.6)
+    for x, y in points.values():
+        axes.plot(x, y, "o", color=COLORS[0], ms=5)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.15 * max(x for x, _ in points.values())))
+    axes.margins(y=0.1)
+    axes.set_title(title, loc="left")
+    _name_points(figure, axes, points)
+    return _save(figure, path)
+
+
+def _name_points(figure: Any, axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write each name on the side of its point where it covers least of the others."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # from here on places on the page are known
+    figure.set_layout_engine("none")
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in map(axes.transData.transform, points.values())]
+    sides = ((7, -3, "left"), (-7, -3, "right"), (0, 7, "center"), (0, -13, "center"), (5, 6, "left"))
+    for name, place in points.items():
+        tried = []
+        for x, y, side in sides:
+            style = {"textcoords": "offset points", "ha": side, "fontsize": 8, "color": SOFT}
+            text = axes.annotate(name, place, xytext=(x, y), **style)
+            box = text.get_window_extent()
+            shared = [Bbox.intersection(box, other) for other in [*taken, figure.bbox]]
+            covered = sum(one.width * one.height for one in shared[:-1] if one is not None)
+            outside = box.width * box.height - (shared[-1].width * shared[-1].height if shared[-1] else 0.0)
+            tried.append((covered + 2 * outside, len(tried), text, box))
+        _, _, kept, box = min(tried, key=lambda one: one[:2])
+        taken.append(box)
+        for *_, text, _ in tried:
+            if text is not kept:
+                text.remove()
+
+
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """A figure with bare axes; it belongs to no window and no list of figures."""
     try:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from .charts import SERIES_COLORS, Axis, Series, line_chart
+from .elements import cell, document, table, text
 
 SIZES = (("s", "small", "below 32² px"), ("m", "medium", "32² to 96² px"), ("l", "large", "above 96² px"))
 KINDS = {"bbox": "boxes", "segm": "masks", "voc": "VOC"}
@@ -59,19 +57,8 @@ def render(run: RunContent) -> str:
         ("best", "Best images", _pictures(run, "best")),
         ("settings", "Settings", _settings(run.settings)),
     ]
-    shown = [section for section in sections if section[2]]
-    body = "".join(f"<section id='{i}'><h2>{title}</h2>{content}</section>" for i, title, content in shown)
-    links = "".join(f"<a href='#{i}'>{title}</a>" for i, title, _ in shown)
-    notes = "".join(f"<p class='hint'>{_text(note)}</p>" for note in run.notes)
-    name = _text(run.name)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{name} · Boxwright report</title><style>{_asset('style.css')}</style></head><body>"
-        f"<header><h1>{name}</h1><p class='lead'>{_lead(run)}</p>{_tiles(run)}<nav>{links}</nav></header>"
-        f"<main>{notes}{body}</main>"
-        f"<footer>Written by Boxwright {__version__} from the files of the run folder.</footer>"
-        f"<script>{_asset('script.js')}</script></body></html>\n"
+    return document(
+        run.name, "report", _lead(run), _tiles(run), sections, run.notes, "the files of the run folder"
     )
 
 
@@ -79,7 +66,7 @@ def _lead(run: RunContent) -> str:
     parts = []
     if run.figures:
         images, objects, split = (run.figures[key] for key in ("images", "objects", "split"))
-        parts.append(f"Measured on {images:,} images of split “{_text(split)}” with {objects:,} objects")
+        parts.append(f"Measured on {images:,} images of split “{text(split)}” with {objects:,} objects")
     if run.train:
         last = run.train[-1]
         parts.append(f"trained for {last['step']:,} steps, {float(last.get('epoch', 0)):.3g} epochs")
@@ -114,25 +101,17 @@ def _results(run: RunContent) -> str:
         plain = {key: value for key, value in measures.items() if key not in sized}
         title = KINDS[kind][:1].upper() + KINDS[kind][1:]
         parts.append(f"<h3>{title}</h3>")
-        parts.append(_table(list(plain), [[_cell(value) for value in plain.values()]]))
+        parts.append(table(list(plain), [[cell(value) for value in plain.values()]]))
         if sized & measures.keys():
             rows = [
                 [
                     f"<td>{name} <small class='none'>{extent}</small></td>",
-                    *(_cell(measures.get(f"A{c}{size}"), bar=True) for c in "PR"),
+                    *(cell(measures.get(f"A{c}{size}"), bar=True) for c in "PR"),
                 ]
                 for size, name, extent in SIZES
             ]
-            parts.append(_table(["object size", "AP", "AR"], rows))
+            parts.append(table(["object size", "AP", "AR"], rows))
     return "".join(parts)
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table of ready cells that scrolls where the page is narrow."""
-    head = "".join(f"<th>{_text(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    rows_text = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f"<div class='scroll'><table class='{kind}'>{rows_text}</table></div>"
 
 
 def _classes(per_class: Mapping[str, Mapping[str, float]]) -> str:
@@ -145,11 +124,11 @@ def _classes(per_class: Mapping[str, Mapping[str, float]]) -> str:
     columns += sorted(key for key in present - set(columns) if key.startswith("voc/"))
     titles = [c if len(kinds) > 1 else c.partition("/")[2] for c in columns]
     rows = [
-        [f"<td>{_text(name)}</td>", *(_cell(measures.get(c), bar=i == 0) for i, c in enumerate(columns))]
+        [f"<td>{text(name)}</td>", *(cell(measures.get(c), bar=i == 0) for i, c in enumerate(columns))]
         for name, measures in per_class.items()
     ]
     hint = "<p class='hint'>In per cent. A click on a heading sorts.</p>"
-    return hint + _table(["class", *titles], rows, kind="sortable")
+    return hint + table(["class", *titles], rows, kind="sortable")
 
 
 def _learning(run: RunContent) -> str:
@@ -210,14 +189,14 @@ def _precision_recall(figures: Mapping[str, Any]) -> str:
         Series(f"overlap {curve['overlap']:g}", recall, curve["precision"], color)
         for curve, color in zip(figures["mean_curves"], (1, 3, 2), strict=True)
     ]
-    text = (
+    summary = (
         "<p class='hint'>Precision over recall, at the 101 recalls of which COCO's average precision is the "
         f"mean. The score threshold with the largest F1 over all classes is <b>{figures['score']:.2f}</b>; "
         "confusion and pictures below use it.</p>"
         f"<div class='grid'>{line_chart('Mean of the classes', means, *axes)}</div>"
     )
     if len(curves) == 1:
-        return text
+        return summary
     chosen, title = curves, "Each class at overlap 0.5; in grey the mean"
     if len(curves) > CURVE_CLASSES:
         chosen = sorted(curves, key=lambda curve: curve["average_precision"])[:CURVE_CLASSES]
@@ -231,7 +210,7 @@ def _precision_recall(figures: Mapping[str, Any]) -> str:
         best = f"F1 {curve['best_f1']:.2f} at {curve['best_score']:.2f}"
         note = f"AP50 {100 * curve['average_precision']:.1f} · {best}"
         charts.append(line_chart(curve["name"], series, *axes, size=(300, 210), note=note, legend=False))
-    return f"{text}<h3>{title}</h3><div class='grid small'>{''.join(charts)}</div>"
+    return f"{summary}<h3>{title}</h3><div class='grid small'>{''.join(charts)}</div>"
 
 
 def _confusion(figures: Mapping[str, Any]) -> str:
@@ -250,14 +229,14 @@ def _confusion(figures: Mapping[str, Any]) -> str:
     for r in kept:
         cells = [_matrix_cell(counts, names, r, c) for c in kept]
         total = "" if r == background else f"{sum(counts[r]):,}"
-        rows.append([f"<th>{_text(names[r])}</th>", *cells, f"<td class='total'>{total}</td>"])
+        rows.append([f"<th>{text(names[r])}</th>", *cells, f"<td class='total'>{total}</td>"])
     hint = (
         "<p class='hint'>Rows are objects, columns what they were found as, at overlap "
         f"{figures['overlap']:g} and score {figures['score']:.2f}. The last column counts missed objects, "
         f"the last row detections where nothing is.{note} The tint is the share of the row: blue right, "
         "orange wrong.</p>"
     )
-    return hint + _table(["", *(names[k] for k in kept), ""], rows, kind="matrix")
+    return hint + table(["", *(names[k] for k in kept), ""], rows, kind="matrix")
 
 
 def _matrix_cell(counts: Sequence[Sequence[int]], names: Sequence[str], r: int, c: int) -> str:
@@ -265,7 +244,7 @@ def _matrix_cell(counts: Sequence[Sequence[int]], names: Sequence[str], r: int, 
     words = f"{names[r]} found as {names[c]}: {count:,} ({100 * share:.1f} %)"
     kinds = ["right"] * (r == c) + ["zero"] * (not count) + ["strong"] * (share > 0.55)
     tint = f"--share:{0.9 * share:.3f}"
-    return f"<td class='{' '.join(kinds)}' style='{tint}' title='{_text(words)}'>{count or '·'}</td>"
+    return f"<td class='{' '.join(kinds)}' style='{tint}' title='{text(words)}'>{count or '·'}</td>"
 
 
 def _pictures(run: RunContent, kind: str) -> str:
@@ -275,11 +254,11 @@ def _pictures(run: RunContent, kind: str) -> str:
         if entry["kind"] != kind or not path.is_file():
             continue
         source = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-        alt = _text(f"{entry['image']}: ground truth left, prediction right")
+        alt = text(f"{entry['image']}: ground truth left, prediction right")
         counts = f"{entry['right']} right, {entry['wrong']} wrong, {entry['missed']} missed"
         pairs.append(
             f"<figure class='pair'><img loading='lazy' alt='{alt}' src='{source}'><figcaption>"
-            f"<b>F1 {entry['f1']:.2f}</b> · {counts}<br>{_text(entry['image'])}</figcaption></figure>"
+            f"<b>F1 {entry['f1']:.2f}</b> · {counts}<br>{text(entry['image'])}</figcaption></figure>"
         )
     if not pairs:
         return ""
@@ -302,22 +281,7 @@ def _settings(settings: Sequence[tuple[str, str]]) -> str:
 def _setting_table(settings: Sequence[tuple[str, str]], calls: bool = False) -> str:
     rows = "".join(
         f"<tr{' class=call' if calls and value.endswith('(...)') else ''}>"
-        f"<td class='code'>{_text(path)}</td><td class='code'>{_text(value)}</td></tr>"
+        f"<td class='code'>{text(path)}</td><td class='code'>{text(value)}</td></tr>"
         for path, value in settings
     )
     return f"<table class='settings'><tbody>{rows}</tbody></table>"
-
-
-def _cell(value: float | None, bar: bool = False) -> str:
-    if value is None:
-        return "<td class='none' data-value='-1'>&ndash;</td>"
-    drawn = f"<span class='bar'><i style='width:{100 * value:.1f}%'></i></span>" if bar else ""
-    return f"<td data-value='{value:.6f}'>{100 * value:.1f}{drawn}</td>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _asset(name: str) -> str:
-    return resources.files("boxwright.report").joinpath(name).read_text(encoding="utf-8")

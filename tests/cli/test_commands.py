@@ -40,6 +40,7 @@ COMMANDS = (
     ["train"],
     ["evaluate"],
     ["predict"],
+    ["study"],
     ["recipes"],
     ["config"],
     ["data", "check"],
