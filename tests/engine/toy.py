@@ -138,8 +138,8 @@ def run(
         hooks = default_hooks(evaluate, log_every=2, checkpoint_iterations=iterations, console=False)
     settings = {"device": "cpu", "precision": "fp32", **options}
     return train(
-        model, loader or Loader(batches, delay, images, shuffle), sgd(model, lr), CosineSchedule(usual_warmup=3),
-        epochs=epochs, out=Path(out), hooks=[*hooks, *extra], **settings,
+        model, loader or Loader(batches, delay, images, shuffle), sgd(model, lr),
+        CosineSchedule(usual_warmup=3), epochs=epochs, out=Path(out), hooks=[*hooks, *extra], **settings,
     )  # fmt: skip
 
 
