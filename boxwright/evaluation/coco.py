@@ -1,12 +1,13 @@
 """COCO average precision and recall of boxes and masks (Lin et al., arXiv:1405.0312).
 
-The counting is `faster-coco-eval`'s; tests hold it to pycocotools. A measure that has nothing to be measured
-on (COCO writes -1 there: no large object in the data set, say) is left out of the mapping, so that every
-value in it is a number in 0..1.
+The counting is that of `counting`; tests hold it to pycocotools and to faster-coco-eval. A measure that
+has nothing to be measured on (COCO writes -1 there: no large object in the data set, say) is left out of the
+mapping, so that every value in it is a number in 0..1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..labels import LabelMap
 from .collect import ResultCollector
-from .results import Record, check_ground_truth, check_results
+from .columns import Found, Truth
+from .counting import OVERLAPS, count_detections
+from .results import Record, check_ground_truth, check_results, columns_of
 
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
-OVERLAPS = (0.50, 0.60, 0.70, 0.75, 0.80, 0.90)  # the single overlaps of the MMDetection paper's tables
+SINGLE_OVERLAPS = (0.50, 0.60, 0.70, 0.75, 0.80, 0.90)  # those of the MMDetection paper's tables
 IOU_TYPES = ("bbox", "segm")
 
 
@@ -70,30 +73,33 @@ def evaluate_results(
     if iou_type not in IOU_TYPES:
         raise ConfigError(f"metric {iou_type!r} does not exist; choose from {', '.join(IOU_TYPES)}")
     check_ground_truth(ground_truth, iou_type)
-    results = check_results(results, ground_truth, source)
-    if iou_type == "segm" and any("segmentation" not in record for record in results):
-        first = next(i for i, record in enumerate(results) if "segmentation" not in record)
+    if iou_type == "bbox":
+        return _measure(ground_truth, columns_of(results, ground_truth, source), iou_type, max_detections)
+    records = check_results(results, ground_truth, source)
+    if lacking := [i for i, record in enumerate(records) if "segmentation" not in record]:
         raise DataError(
-            f"{source}: record {first} has no mask; 'segm' needs one in every record, measure 'bbox'"
+            f"{source}: record {lacking[0]} has no mask; 'segm' needs one in every record, measure 'bbox'"
         )
-    return _measure(ground_truth, results, iou_type, max_detections)
+    return _measure(ground_truth, Found.of(records, masks=True), iou_type, max_detections)
 
 
 def _measure(
-    ground_truth: Mapping[str, Any], results: Sequence[Record], iou_type: str, max_detections: Sequence[int]
+    ground_truth: Mapping[str, Any], found: Found, iou_type: str, max_detections: Sequence[int]
 ) -> Evaluation:
-    accumulated = _accumulate(ground_truth, results, iou_type, max_detections)
+    masks = iou_type == "segm"
+    found = found if masks else dataclasses.replace(found, masks=None)
+    counts = count_detections(Truth.of(ground_truth, masks), found, sorted(max_detections))
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     names = tuple(str(category.get("name", category["id"])) for category in categories)
-    precision, recall = accumulated["precision"], accumulated["recall"]
+    precision, recall = counts.precision, counts.recall
     keys = {"iou_type": iou_type, "max_detections": max_detections}
     per_class = {n: _summary(precision[:, :, [k]], recall[:, [k]], **keys) for k, n in enumerate(names)}
     return Evaluation(
         metrics=_summary(precision, recall, **keys),
         per_class={name: measures for name, measures in per_class.items() if measures},
-        overlaps=_overlaps(),
+        overlaps=OVERLAPS.copy(),
         precision=precision[:, :, :, 0, -1],
-        scores=accumulated["scores"][:, :, :, 0, -1],
+        scores=counts.scores[:, :, :, 0, -1],
         names=names,
     )
 
@@ -116,11 +122,11 @@ def proposal_recall(
     check_ground_truth(ground_truth)
     category = ground_truth["categories"][0]["id"]
     proposals = [{**record, "category_id": category} for record in proposals]
-    checked = check_results(proposals, ground_truth, source="proposals")
-    recall = _accumulate(ground_truth, checked, "bbox", max_detections, use_classes=False)["recall"]
+    found, limits = columns_of(proposals, ground_truth, source="proposals"), sorted(max_detections)
+    recall = count_detections(Truth.of(ground_truth), found, limits, by_class=False).recall
     measures = {
         f"proposals/AR{limit}{area}": _mean(recall[:, :, a, m])
-        for m, limit in enumerate(sorted(max_detections))
+        for m, limit in enumerate(limits)
         for a, area in enumerate(AREAS)
     }
     return {key: value for key, value in measures.items() if value is not None}
@@ -166,10 +172,9 @@ class CocoEvaluator(ResultCollector):
         Every rank must call it, and gets the same. Images that were never seen count as images where nothing
         was found.
         """
-        results = self.gather()
+        found = self.gather()
         self.evaluations = {
-            metric: _measure(self.ground_truth, results, metric, self.max_detections)
-            for metric in self.metrics
+            metric: _measure(self.ground_truth, found, metric, self.max_detections) for metric in self.metrics
         }
         self.per_class = {}
         for evaluation in self.evaluations.values():
@@ -178,55 +183,13 @@ class CocoEvaluator(ResultCollector):
         return {k: v for evaluation in self.evaluations.values() for k, v in evaluation.metrics.items()}
 
 
-def _accumulate(
-    ground_truth: Mapping[str, Any],
-    results: Sequence[Record],
-    iou_type: str,
-    max_detections: Sequence[int],
-    use_classes: bool = True,
-) -> dict[str, np.ndarray]:
-    """Arrays over (overlap, recall point, class, area range, limit), "recall" without the recall points."""
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    kept = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
-    fields = ("image_id", "category_id", "score", kept)
-    truth = COCO(_prepared(ground_truth, iou_type), print_function=_silent)
-    found = truth.loadRes([{field: record[field] for field in fields} for record in results])
-    counter = COCOeval_faster(truth, found, iou_type, print_function=_silent)  # pyright: ignore[reportArgumentType]
-    counter.params.maxDets = sorted(max_detections)
-    counter.params.useCats = int(use_classes)
-    counter.evaluate()
-    counter.accumulate()
-    return {key: np.asarray(counter.eval[key]) for key in ("precision", "recall", "scores")}
-
-
-def _prepared(ground_truth: Mapping[str, Any], iou_type: str) -> dict[str, list]:
-    """A copy that the counting may write to, with what COCO files may leave out."""
-    annotations = []
-    for number, annotation in enumerate(ground_truth["annotations"], start=1):
-        x, y, w, h = annotation["bbox"]
-        entry = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        # Ids are given anew: an annotation numbered 0 would be taken for "not matched".
-        entry |= {
-            "id": number,
-            "area": annotation.get("area", w * h),
-            "iscrowd": int(annotation.get("iscrowd", 0)),
-        }
-        if iou_type == "segm":
-            box_outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]  # of a crowd region that has a box only
-            entry["segmentation"] = annotation.get("segmentation") or box_outline
-        annotations.append(entry)
-    images = [dict(image) for image in ground_truth["images"]]
-    return {"images": images, "annotations": annotations, "categories": list(ground_truth["categories"])}
-
-
 def _summary(
     precision: np.ndarray, recall: np.ndarray, iou_type: str, max_detections: Sequence[int]
 ) -> dict[str, float]:
     limits = sorted(max_detections)
     measures: dict[str, float | None] = {"AP": _mean(precision[..., 0, -1])}
-    for overlap in OVERLAPS:
-        (index,) = np.flatnonzero(np.isclose(_overlaps(), overlap))
+    for overlap in SINGLE_OVERLAPS:
+        (index,) = np.flatnonzero(np.isclose(OVERLAPS, overlap))
         measures[f"AP{round(100 * overlap)}"] = _mean(precision[index, :, :, 0, -1])
     for a, area in list(enumerate(AREAS))[1:]:
         measures[f"AP{area}"] = _mean(precision[:, :, :, a, -1])
@@ -237,14 +200,6 @@ def _summary(
     return {f"{iou_type}/{key}": value for key, value in measures.items() if value is not None}
 
 
-def _overlaps() -> np.ndarray:
-    return np.linspace(0.5, 0.95, 10)
-
-
 def _mean(values: np.ndarray) -> float | None:
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else None
-
-
-def _silent(*_: object) -> None:
-    """Takes the progress lines of the counting."""

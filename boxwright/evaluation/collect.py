@@ -1,4 +1,4 @@
-"""From padded predictions on the canvas to COCO result records in pixels of the image file."""
+"""From padded predictions on the canvas to detections in pixels of the image file, kept as columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..distributed import gather_objects
@@ -14,11 +13,11 @@ from ..errors import ConfigError, DataError, TrainingError
 from ..labels import LabelMap
 from ..ops.masks import paste
 from ..structures import Batch, Detections
-from .results import Record
+from .columns import Found, Record
 
 
 class ResultCollector:
-    """Base of the evaluators: takes batches of predictions, keeps COCO result records by image.
+    """Base of the evaluators: takes batches of predictions, keeps the detections of each image.
 
     Args:
         ground_truth: COCO data set; says which images and categories there are.
@@ -35,7 +34,7 @@ class ResultCollector:
         self.label_map = label_map
         self.masks = masks
         self._known = {image["id"] for image in ground_truth["images"]}
-        self._by_image: dict[int, list[Record]] = {}
+        self._by_image: dict[int, Found] = {}
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -86,7 +85,7 @@ class ResultCollector:
                     f"image {image_id}: predicted boxes or scores are not finite; the weights have diverged, "
                     "go on from an earlier checkpoint with a lower learning rate"
                 )
-            self._by_image[image_id] = to_records(
+            self._by_image[image_id] = to_columns(
                 image_id, boxes[i, kept], scores[i, kept], labels[i, kept], self.label_map,
                 None if masks is None else encode(paste(masks[i, kept], boxes[i, kept], *size)),
             )  # fmt: skip
@@ -94,15 +93,19 @@ class ResultCollector:
     @property
     def results(self) -> list[Record]:
         """COCO result records of this rank (of all ranks, after `gather`), ordered by image id."""
-        return [record for image_id in sorted(self._by_image) for record in self._by_image[image_id]]
+        return self._found().records()
 
-    def gather(self) -> list[Record]:
-        """The records of all ranks, each image once; every rank must call it, and then holds them all."""
-        merged: dict[int, list[Record]] = {}
+    def _found(self) -> Found:
+        parts = [self._by_image[image_id] for image_id in sorted(self._by_image)]
+        return Found.join([part for part in parts if len(part)] or parts[:1])
+
+    def gather(self) -> Found:
+        """The detections of all ranks, each image once; every rank must call it, and then holds them all."""
+        merged: dict[int, Found] = {}
         for by_image in gather_objects(self._by_image):
             merged = {**by_image, **merged}  # an image that two ranks saw: the lower rank's predictions
         self._by_image = merged
-        return self.results
+        return self._found()
 
 
 def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:
@@ -131,7 +134,19 @@ def to_records(
     label_map: LabelMap,
     rles: list[Record] | None = None,
 ) -> list[Record]:
-    """COCO result records of the detections of one image, ready for JSON.
+    """COCO result records of the detections of one image, ready for JSON; arguments as of `to_columns`."""
+    return to_columns(image_id, boxes, scores, labels, label_map, rles).records()
+
+
+def to_columns(
+    image_id: int,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    label_map: LabelMap,
+    rles: list[Record] | None = None,
+) -> Found:
+    """The detections of one image.
 
     Args:
         image_id: the image's id in the data set.
@@ -141,15 +156,14 @@ def to_records(
         label_map: gives the category ids.
         rles: K masks (see `encode`).
     """
-    corners = boxes.double()
-    extents = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    records = [
-        {"image_id": image_id, "category_id": label_map.source_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(extents, scores.tolist(), labels.tolist(), strict=True)
-    ]
-    for record, rle in zip(records, rles or (), strict=rles is not None):
-        record["segmentation"] = rle
-    return records
+    corners = boxes.double().numpy()
+    return Found(
+        images=np.full(len(corners), image_id, dtype=np.int64),
+        categories=np.asarray(label_map.source_ids, dtype=np.int64)[labels.numpy()],
+        boxes=np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1),
+        scores=scores.double().numpy(),
+        masks=None if rles is None else tuple(rles),
+    )
 
 
 def encode(masks: Tensor | np.ndarray) -> list[Record]:

@@ -83,7 +83,7 @@ class VocEvaluator(ResultCollector):
 
     def compute(self) -> dict[str, float]:
         """Mean average precision at each threshold over the results of all ranks, all of which must call."""
-        results = self.gather()
+        results = self.gather().records()
         metrics: dict[str, float] = {}
         self.per_class = {}
         for threshold in self.overlap_thresholds:
