@@ -12,31 +12,47 @@ from ..errors import ConfigError
 class Schedule:
     """A constant learning rate after a linear warm-up; the base of the others.
 
-    The warm-up multiplies the schedule by `warmup_ratio + (1 - warmup_ratio) * step / warmup`
-    (Goyal et al., arXiv 1706.02677, section 2.2; MMDetection starts at 0.001 over 500 iterations).
-    Beyond the papers: it takes at most a quarter of the run, so that a short run still reaches its
-    learning rate.
+    The warm-up multiplies the schedule by `warmup_ratio + (1 - warmup_ratio) * step / warmup`, which grows by
+    the same amount with every iteration (gradual warm-up: Goyal et al., arXiv:1706.02677, section 2.2;
+    MegDet, arXiv:1711.07240, section 3.2; MMDetection starts at 0.001 over 500 iterations).
 
     Args:
-        warmup: iterations (optimiser steps) of the warm-up; 0 for none.
+        warmup: iterations (optimiser steps) of the warm-up, 0 for none. A number is meant as it is: one
+            beyond the run is an error when the run starts. None takes `usual_warmup`.
         warmup_ratio: factor at step 0.
+        usual_warmup: iterations of the warm-up where `warmup` does not say, but at most a quarter of the
+            run, so that a short run still reaches its learning rate. Recipes set this one.
 
     Raises:
         ConfigError: a value that makes no schedule.
     """
 
-    warmup: int = 500
+    warmup: int | None = None
     warmup_ratio: float = 0.001
+    usual_warmup: int = 500
 
     def __post_init__(self) -> None:
-        if self.warmup < 0 or not 0 <= self.warmup_ratio <= 1:
+        if min(self.warmup or 0, self.usual_warmup) < 0 or not 0 <= self.warmup_ratio <= 1:
             raise ConfigError(
-                f"schedule: warmup={self.warmup} must be >= 0 and warmup_ratio={self.warmup_ratio} in 0..1"
+                f"schedule: warmup={self.warmup} and usual_warmup={self.usual_warmup} must be >= 0 and "
+                f"warmup_ratio={self.warmup_ratio} in 0..1"
             )
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Iterations that the warm-up really takes in a run of `total_steps`."""
-        return min(self.warmup, total_steps // 4)
+        """Iterations that the warm-up takes in a run of `total_steps`.
+
+        Raises:
+            ConfigError: `warmup` is longer than the run.
+        """
+        if self.warmup is None:
+            return min(self.usual_warmup, total_steps // 4)
+        if self.warmup > total_steps:
+            raise ConfigError(
+                f"schedule: warmup={self.warmup} iterations is longer than the run of {total_steps}, "
+                "which would never reach its learning rate. Train for more epochs, or set warmup=None, which "
+                f"takes {min(self.usual_warmup, total_steps // 4)} here"
+            )
+        return self.warmup
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """What the initial learning rate is multiplied by.
@@ -61,21 +77,41 @@ class StepSchedule(Schedule):
 
     Args:
         milestones: epochs, counted from the start, increasing; fractions are allowed.
-        gamma: factor of each milestone.
+        gamma: factor of each milestone, or one for each.
+
+    Raises:
+        ConfigError: milestones that do not increase, or another number of factors.
     """
 
     milestones: tuple[float, ...] = (8, 11)
-    gamma: float = 0.1
+    gamma: float | tuple[float, ...] = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        if not isinstance(self.gamma, int | float):
+            object.__setattr__(self, "gamma", tuple(self.gamma))
         if list(self.milestones) != sorted(self.milestones):
             raise ConfigError(f"schedule: milestones={self.milestones} must increase")
+        if len(self.gammas) != len(self.milestones):
+            raise ConfigError(
+                f"schedule: gamma={self.gamma} has {len(self.gammas)} factors for the "
+                f"{len(self.milestones)} milestones {self.milestones}"
+            )
+
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """The factor of each milestone."""
+        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,) * len(self.milestones)
 
     def decay(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
-        """`gamma` to the number of milestones passed."""
-        return self.gamma ** sum(step >= round(m * steps_per_epoch) for m in self.milestones)
+        """The product of the factors of the milestones passed."""
+        passed = (
+            gamma
+            for gamma, milestone in zip(self.gammas, self.milestones, strict=True)
+            if step >= round(milestone * steps_per_epoch)
+        )
+        return math.prod(passed)
 
 
 @dataclass(frozen=True)

@@ -128,15 +128,17 @@ def train(
             seed=seed,
             check_every=20 if device.type == "cuda" else 1,
         )
+        warmup = schedule.warmup_steps(state.total_steps)
+        if schedule.warmup is None and warmup < schedule.usual_warmup:
+            notify(
+                f"warm-up shortened from {schedule.usual_warmup} to {warmup} iterations, a quarter of the run"
+            )
         path = on_main(lambda: find_last(out) if resume else None)
         saved = None if path is None else restore(state, path)
         if resume:
             notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
         if "config" in state.metadata and distributed.is_main():
             write_config(out, state.metadata["config"])
-        warmup = schedule.warmup_steps(state.total_steps)
-        if warmup < schedule.warmup:
-            notify(f"warm-up shortened from {schedule.warmup} to {warmup} iterations, a quarter of the run")
         try:
             with _signals(state):
                 _run(state, saved)

@@ -192,7 +192,7 @@ def small_320(model: Config, *, lr: float, metrics: Sequence[str] = ("bbox",)) -
         batch_size=8,
         base_batch_size=8,
         optimizer=Partial(sgd, lr=lr, momentum=0.9, weight_decay=1e-4, norm_decay=0.0),
-        schedule=Config(CosineSchedule, warmup=100),
+        schedule=Config(CosineSchedule, usual_warmup=100),
         epochs=30,
         ema_decay=0.998,
         clip_norm=10.0,

@@ -63,7 +63,7 @@ def fcos_digits() -> Config[Experiment]:
         batch_size=16,
         base_batch_size=16,
         optimizer=Partial(adamw, lr=1e-3, weight_decay=0.05),
-        schedule=Config(CosineSchedule, warmup=50),
+        schedule=Config(CosineSchedule, usual_warmup=50),
         epochs=10,
         evaluate_every=5,
         clip_norm=10.0,

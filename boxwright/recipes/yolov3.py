@@ -104,7 +104,7 @@ def schedule_273(model: Config, resize: Config, size: int, canvas: Config[Canvas
         batch_size=64,
         base_batch_size=64,
         optimizer=Partial(sgd, lr=0.001, momentum=0.9, weight_decay=5e-4),
-        schedule=Config(StepSchedule, milestones=(218, 246), warmup=2000, warmup_ratio=0.1),
+        schedule=Config(StepSchedule, milestones=(218, 246), usual_warmup=2000, warmup_ratio=0.1),
         epochs=273,
         evaluate_every=7,
         clip_norm=35.0,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boxwright.engine import CosineSchedule, PolySchedule, Schedule, StepSchedule
+from boxwright.engine import CosineSchedule, PolySchedule, Schedule, StepSchedule, sgd, train
 from boxwright.errors import ConfigError
 
 
@@ -33,8 +33,27 @@ def test_cosine_and_poly():
     assert PolySchedule(warmup=0, final=0.5).factor(100, 100, 10) == pytest.approx(0.5)
 
 
+def test_each_milestone_may_have_its_factor():
+    schedule = StepSchedule(warmup=0, milestones=(11, 14, 17), gamma=[0.1, 0.1, 0.5])
+    at = [schedule.factor(epoch * 100, 1800, 100) for epoch in (0, 10.99, 11, 14, 17)]
+    assert at == pytest.approx([1, 1, 0.1, 0.01, 0.005])
+
+
+def test_a_warmup_longer_than_the_run_is_an_error_that_names_both(toy, tmp_path):
+    message = "warmup=41 iterations is longer than the run of 40"
+    with pytest.raises(ConfigError, match=message):
+        Schedule(warmup=41).factor(0, 40, 10)
+    assert Schedule(warmup=40).factor(20, 40, 10) == pytest.approx(0.001 + 0.999 / 2)
+    model = toy.Net()
+    with pytest.raises(ConfigError, match=message):
+        train(
+            model, toy.Loader(10), sgd(model, 0.1), CosineSchedule(warmup=41),
+            epochs=4, out=tmp_path / "run", device="cpu", precision="fp32",
+        )  # fmt: skip
+
+
 def test_short_run_still_reaches_its_rate():
-    schedule = Schedule(warmup=500)
+    schedule = Schedule(usual_warmup=500)
     assert schedule.warmup_steps(40) == 10
     assert schedule.factor(9, 40, 10) < 1
     assert schedule.factor(10, 40, 10) == 1
@@ -52,7 +71,13 @@ def test_factor_stays_in_0_to_1(schedule, epochs, per_epoch):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: StepSchedule(milestones=(3, 2)), lambda: Schedule(warmup=-1), lambda: Schedule(warmup_ratio=2)],
+    [
+        lambda: StepSchedule(milestones=(3, 2)),
+        lambda: StepSchedule(milestones=(3, 4), gamma=(0.1,)),
+        lambda: Schedule(warmup=-1),
+        lambda: Schedule(usual_warmup=-1),
+        lambda: Schedule(warmup_ratio=2),
+    ],
 )
 def test_bad_values_are_refused(make):
     with pytest.raises(ConfigError, match="schedule"):
