@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .recipes import recipe as recipe
     from .recipes import recipes as recipes
     from .recipes.experiment import Experiment as Experiment
+    from .recipes.norms import set_norm as set_norm
     from .study import study as study
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _WHERE = {
     "evaluate": "api",
     "load": "api",
     "recipe": "recipes",
+    "set_norm": "recipes.norms",
     "show": "api",
     "train": "api",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "ops",
     "recipe",
     "recipes",
+    "set_norm",
     "show",
     "study",
     "train",

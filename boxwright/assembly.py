@@ -25,6 +25,7 @@ from .engine.state import Hook
 from .engine.validation import Validation
 from .errors import ConfigError, DataError
 from .evaluation import CocoEvaluator
+from .models.layers import join_norms
 from .recipes.experiment import Experiment
 
 
@@ -104,6 +105,7 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     made: Experiment = build(config)
     saving = save_memory(made.model, made.memory, made.compile)
     share = share_of_batch(made.batch_size, made.accumulate)
+    join_norms(made.model, share)
     masks = "segm" in made.metrics
     evaluated = evaluation_table(data)
     loader = Loader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-_GROUPS: dict[int, dist.ProcessGroup] = {}  # by size; a process group is made once
+_GROUPS: dict[int | Literal["node"], dist.ProcessGroup] = {}  # by size; a process group is made once
 
 
 def is_distributed() -> bool:
@@ -67,29 +68,38 @@ def sum_over(value: Tensor, group: dist.ProcessGroup) -> Tensor:
     return all_reduce(value.detach(), "sum", group) * 1.0  # pyright: ignore[reportArgumentType]
 
 
-def share_group(ranks: int | Literal["node"] | None) -> dist.ProcessGroup:
+def share_group(ranks: int | Literal["node"] | None) -> dist.ProcessGroup | None:
     """The group of neighbouring ranks that this one belongs to; every rank has to ask for the same.
 
     Args:
-        ranks: how many make a group, "node" for those of one machine (as `torchrun` says), None for all.
+        ranks: how many make a group, "node" for those of one machine (by the number that `torchrun` gives it,
+            else by the name of the host), None for all.
+
+    Returns:
+        The group, which is made once; None with one process.
 
     Raises:
         ConfigError: the number of processes is no multiple of `ranks`.
     """
     world = world_size()
-    if ranks == "node":
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    count = world if ranks is None else ranks
-    if count < 1 or world % count:
+    if ranks is not None and ranks != "node" and (ranks < 1 or world % ranks):
         raise ConfigError(
-            f"groups of {count} ranks cannot be made of {world} processes: choose a divisor of {world}"
+            f"groups of {ranks} ranks cannot be made of {world} processes: choose a divisor of {world}"
         )
-    if count == world:
-        assert dist.group.WORLD is not None
+    if not is_distributed():
+        return None
+    if ranks is None or ranks == world:
         return dist.group.WORLD
-    if count not in _GROUPS:
-        _GROUPS[count] = dist.new_subgroups(count)[0]
-    return _GROUPS[count]
+    if ranks not in _GROUPS:
+        if ranks == "node":
+            nodes = gather_objects(os.environ.get("GROUP_RANK", socket.gethostname()))
+            members = [[r for r in range(world) if nodes[r] == node] for node in dict.fromkeys(nodes)]
+        else:
+            members = [list(range(first, first + ranks)) for first in range(0, world, ranks)]
+        group = dist.new_subgroups_by_enumeration(members)[0]
+        assert isinstance(group, dist.ProcessGroup)
+        _GROUPS[ranks] = group
+    return _GROUPS[ranks]
 
 
 def gather_objects(value: object) -> list:

@@ -61,12 +61,13 @@ def config(
 
     The paths are those that `boxwright train` sets with `path=value`.
     """  # fmt: skip
-    from ..config import apply_overrides, flatten, shown, to_json
     from ..config import diff as differences
+    from ..config import flatten, shown, to_json
     from ..config import history as tell
+    from ..recipes.norms import override
 
     described = _described(name, trust or ())
-    apply_overrides(described, overrides or ())
+    override(described, overrides or ())  # pyright: ignore[reportArgumentType]
     if as_json:
         typer.echo(to_json(described))
         return

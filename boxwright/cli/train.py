@@ -37,6 +37,10 @@ def train(
 
         boxwright train faster_rcnn_r50_fpn_1x data.root=datasets/bccd out=runs/bccd model.backbone.depth=101
 
+    The norm of all layers, or of `norm.backbone`, `norm.neck` or `norm.heads`, is set in one word:
+
+        boxwright train faster_rcnn_r50_fpn_1x data.root=datasets/bccd out=runs/bccd norm=CrossBatchNorm2d
+
     Go on after an interruption (the recipe may be left out, the run folder knows it):
 
         boxwright train out=runs/bccd --resume
@@ -53,8 +57,9 @@ def train(
         raise ConfigError("say where the run goes: out=runs/NAME")
     out = Path(own["out"])
     from .. import api
-    from ..config import apply_overrides, from_json
+    from ..config import from_json
     from ..recipes import recipe
+    from ..recipes.norms import override
 
     if name is not None:
         experiment = recipe(name)
@@ -62,7 +67,7 @@ def train(
         experiment = from_json((out / "config.json").read_text(encoding="utf-8"), trust or ())
     else:
         raise ConfigError("name a recipe first; `boxwright recipes` lists them")
-    apply_overrides(experiment, overrides)
+    override(experiment, overrides)  # pyright: ignore[reportArgumentType]
     run = api.train(
         experiment,  # pyright: ignore[reportArgumentType]
         out,

@@ -50,7 +50,7 @@ def apply_overrides(config: fdl.Buildable, overrides: Sequence[str]) -> None:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
             raise ConfigError(f"{override!r} is not an assignment; write path.to.argument=value")
-        with _located(f"command line: {override}"):
+        with located(f"command line: {override}"):
             _assign(config, path.strip().split("."), text.strip())
 
 
@@ -71,7 +71,7 @@ def set_tagged(config: fdl.Buildable, tag: type[fdl.Tag], value: Any) -> int:
             tagged = [
                 name for name, tags in node.__argument_tags__.items() if any(issubclass(t, tag) for t in tags)
             ]
-            with _located(f"tag {tag.__name__}"):
+            with located(f"tag {tag.__name__}"):
                 for name in tagged:
                     setattr(node, str(name), value)
             count += len(tagged)
@@ -169,7 +169,7 @@ def _put(node: Any, key: Any, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def _located(name: str) -> Iterator[None]:
+def located(name: str) -> Iterator[None]:
     """Values set inside are told in the history as set by `name`."""
     with fiddle_history.custom_location(lambda: fiddle_history.Location(name, 0, None)):
         yield

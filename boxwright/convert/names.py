@@ -16,7 +16,7 @@ from fiddle import Config
 
 from ..errors import ConfigError
 from ..models.detectors import Normalise
-from ..models.layers import CrossBatchNorm2d, FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d
+from ..models.layers import FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from ..models.losses import BoundedIoULoss, GIoULoss, IoULoss
 from ..models.samplers import OHEMSampler
 from ..models.suppression import SoftNMS
@@ -177,10 +177,6 @@ def _group_norm_ws(recipe: Recipe) -> None:
     group_norm.standardised(group_norm.norms_everywhere(recipe))
 
 
-def _synchronised(recipe: Recipe) -> None:
-    recipe.model.backbone.norm, recipe.model.backbone.norm_eval = CrossBatchNorm2d, False
-
-
 def _context(recipe: Recipe, share: str) -> None:
     gcnet.with_context(recipe, 1 / int(share))
 
@@ -189,7 +185,7 @@ WORDS: tuple[tuple[str, Change | Callable[..., Any]], ...] = (
     (r"r(18|34|50|101|152)", _depth),
     (r"x(50|101)_(\d+)x(\d+)d", _resnext),
     (r"hrnetv2p_w(\d+)", lambda recipe, width: hrnet.high_resolution(recipe, int(width))),
-    (r"syncbn", _synchronised),
+    (r"syncbn", gcnet.synchronised),
     (r"caffe", _caffe),
     (r"mdconv_c3_c5(?:_group(\d))?", partial(_deform, ModulatedDeformConv2d)),
     (r"group(\d)_mdconv_c3_c5", partial(_deform, ModulatedDeformConv2d)),

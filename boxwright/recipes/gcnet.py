@@ -13,6 +13,7 @@ from . import common
 from .experiment import Experiment
 from .faster_rcnn import mobilenet_model
 from .mask_rcnn import mask_rcnn_r50_fpn_1x, mask_rcnn_r101_fpn_1x
+from .norms import set_norm
 
 
 def with_context(recipe: Config[Experiment], ratio: float) -> Config[Experiment]:
@@ -32,7 +33,7 @@ def synchronised(recipe: Config[Experiment]) -> Config[Experiment]:
     Args:
         recipe: changed in place.
     """
-    recipe.model.backbone.norm, recipe.model.backbone.norm_eval = CrossBatchNorm2d, False
+    set_norm(recipe, CrossBatchNorm2d, "backbone")
     return recipe
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError
 from ...structures import FeatureSpec
-from ..layers import set_batch_norm_eval, use_fast_depthwise
+from ..layers import NormLayer, set_batch_norm_eval, use_fast_depthwise
+from .exchange import exchange_norms
 from .folding import fold_norms
 from .pretrained import StateDict, download_error, load_exactly, read_weights, timm_remedy
 
@@ -53,6 +54,7 @@ class TimmBackbone(nn.Module):
             a file; see `pretrained.read_weights`.
         frozen_stages: 0 freezes nothing; k freezes all layers up to the k-th level of stride 4 or more,
             parameters and batch norm statistics.
+        norm: makes the norm in the place of each batch norm, from a number of channels; None keeps timm's.
         norm_eval: batch norms keep their running statistics, in training too (`layers/norm.py`).
         plugin: makes a layer that keeps shape, from the number of channels, behind each level (GCNet's
             context block); None for none.
@@ -73,6 +75,7 @@ class TimmBackbone(nn.Module):
         min_stride: int = 4,
         weights: str | Path | None = None,
         frozen_stages: int = 0,
+        norm: NormLayer | None = None,
         norm_eval: bool = True,
         plugin: Callable[[int], nn.Module] | None = None,
         **timm_kwargs: Any,
@@ -88,6 +91,8 @@ class TimmBackbone(nn.Module):
         self.channels_last_output = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
         if weights is not None and weights != "timm":
             self._load(weights)
+        if norm is not None:
+            exchange_norms(self.net, norm, keep=weights is not None)
         use_fast_depthwise(self.net)
         fold_norms(self.net)
         self._frozen = _frozen_part(self.net, name, frozen_stages)

@@ -3,7 +3,7 @@
 from .context_block import ContextBlock
 from .conv import Activation, ConvFactory, ConvNorm, leaky_relu, relu
 from .conv_ws import ConvWS2d
-from .cross_norm import CrossBatchNorm2d
+from .cross_norm import CrossBatchNorm2d, join_norms
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .fold import (
@@ -46,6 +46,7 @@ __all__ = [
     "init_kaiming",
     "init_normal",
     "init_xavier",
+    "join_norms",
     "leaky_relu",
     "relu",
     "scale_and_shift",

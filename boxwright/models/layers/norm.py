@@ -7,7 +7,7 @@ of class here and of `norm_eval` in the backbone:
 | --- | --- | --- | --- |
 | frozen | frozen | `FrozenBatchNorm2d` | no effect |
 | trained | frozen | `nn.BatchNorm2d` | `True` (the usual one) |
-| trained | of the batch | `nn.BatchNorm2d` or `nn.SyncBatchNorm` | `False` |
+| trained | of the batch | `nn.BatchNorm2d`, or `CrossBatchNorm2d` over ranks | `False` |
 """
 
 from __future__ import annotations

@@ -1,12 +1,19 @@
-"""Run by torchrun: each rank holds a part of a batch and compares with batch norm on the joined one."""
+"""Run as a script: each rank holds a part of a batch and compares with batch norm on the joined one."""
+
+import copy
+import os
+import socket
+import sys
+import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from boxwright.errors import ConfigError
-from boxwright.models.layers import CrossBatchNorm2d
+from boxwright.models.layers import CrossBatchNorm2d, join_norms
 
 PARTS = (2, 1, 0, 3)
 
@@ -25,12 +32,12 @@ def flat(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([p.permute(0, 2, 3, 1).reshape(-1, 3, 1, 1) for p in parts])
 
 
-def compare(ranks: int | None, dtype: torch.dtype, tolerance: float) -> None:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    parts = joined_parts(dtype)[:world]
-    first = 0 if ranks is None else rank // ranks * ranks
-    group = parts[first : first + (world if ranks is None else ranks)]
-    plain, ours = nn.BatchNorm2d(3), CrossBatchNorm2d(3, ranks=ranks)
+def compare(ours: CrossBatchNorm2d, ranks: int, dtype: torch.dtype, tolerance: float) -> None:
+    rank = dist.get_rank()
+    parts = joined_parts(dtype)
+    first = rank // ranks * ranks
+    group = parts[first : first + ranks]
+    plain = nn.BatchNorm2d(3)
     for norm in (plain, ours):
         nn.init.constant_(norm.weight, 1.5)
         nn.init.constant_(norm.bias, -0.5)
@@ -50,18 +57,109 @@ def compare(ranks: int | None, dtype: torch.dtype, tolerance: float) -> None:
     dist.all_reduce(grads, group=ours.process_group)
     torch.testing.assert_close(grads[0], plain.weight.grad, rtol=tolerance, atol=10 * tolerance)
     torch.testing.assert_close(grads[1], plain.bias.grad, rtol=tolerance, atol=10 * tolerance)
+    # Statistics and the sums behind them are float32, whatever the input is.
     torch.testing.assert_close(ours.running_mean, plain.running_mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
+    assert ours.num_batches_tracked == 1
+
+
+def groups() -> None:
+    rank = dist.get_rank()
+    os.environ["GROUP_RANK"] = str(rank // 2)  # two "machines" of two ranks
+    by_images = CrossBatchNorm2d(3, images=6)
+    by_images.join(3)
+    compare(CrossBatchNorm2d(3), 4, torch.float32, 1e-5)
+    compare(CrossBatchNorm2d(3, ranks=2), 2, torch.float32, 1e-5)
+    compare(CrossBatchNorm2d(3, ranks="node"), 2, torch.float32, 1e-5)
+    compare(copy.deepcopy(by_images), 2, torch.float32, 1e-5)
+    compare(CrossBatchNorm2d(3), 4, torch.bfloat16, 0.05)
+
+
+def mistakes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), CrossBatchNorm2d(3, ranks=3))
+    with pytest.raises(ConfigError, match=r"model\.1: groups of 3 ranks cannot be made of 4 processes"):
+        join_norms(model, 2)
+    for images, held in ((6, 4), (2, 4)):
+        with pytest.raises(ConfigError, match=f"images={images} cannot be made of ranks with {held} images"):
+            join_norms(nn.Sequential(CrossBatchNorm2d(3, images=images)), held)
+    with pytest.raises(ConfigError, match="groups of 3 ranks cannot be made of 4"):
+        join_norms(nn.Sequential(CrossBatchNorm2d(3, images=12)), 4)
+    with pytest.raises(ConfigError, match="Call join_norms"):
+        CrossBatchNorm2d(3, images=8)(torch.ones(1, 3, 2, 2))
+
+
+def nothing_anywhere() -> None:
+    norm = CrossBatchNorm2d(3)
+    assert norm(torch.ones(0, 3, 2, 2)).shape == (0, 3, 2, 2)
+    assert norm.running_mean.abs().max() == 0
+    assert (norm.running_var == 1).all()
+
+
+def network(norm: type[nn.Module]) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), norm(4)
+    return nn.Sequential(*layers)
+
+
+def training(autocast: bool, tolerance: float, compiled: bool = False) -> None:
+    """A network with several such norms under DistributedDataParallel equals one process with all images."""
+    g = torch.Generator().manual_seed(2)
+    images = torch.randn(2 * dist.get_world_size(), 3, 8, 8, generator=g)
+    images[:, :, 6:] = 0  # padding, which counts here as there
+    towards = torch.randn(len(images), 4, 8, 8, generator=g)
+    mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    plain, ours = network(nn.BatchNorm2d), network(CrossBatchNorm2d)
+    join_norms(ours, 2)
+    if compiled:
+        ours.compile(fullgraph=True, backend="aot_eager")
+    wrapped = DistributedDataParallel(ours)
+    for model, part in ((plain, slice(None)), (wrapped, mine)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = (model(images[part]).float() - towards[part]).square().mean()
+        loss.backward()
+    for (name, theirs), own in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad, rtol=tolerance, atol=tolerance, msg=name)
+    for (name, theirs), own in zip(plain.named_buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def on_rank(rank: int, ranks: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    if ranks == 2:
+        training(autocast=False, tolerance=1e-5, compiled=True)
+    else:
+        groups()
+        mistakes()
+        nothing_anywhere()
+        training(autocast=False, tolerance=1e-5)
+        training(autocast=True, tolerance=0.02)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def child(rank: int, ranks: int, port: int) -> None:
+    try:
+        on_rank(rank, ranks, port)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def fork(ranks: int) -> list[int]:
+    """Exit codes of that many ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [os.fork() or child(rank, ranks, port) for rank in range(ranks)]
+    return [os.waitpid(pid, 0)[1] for pid in children if pid]
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    compare(None, torch.float32, 1e-5)
-    compare(2, torch.float32, 1e-5)
-    compare(None, torch.bfloat16, 0.05)
-    with pytest.raises(ConfigError, match="groups of 3 ranks cannot be made of 4 processes"):
-        CrossBatchNorm2d(3, ranks=3).join()
-    dist.barrier()
-    if dist.get_rank() == 0:
-        print("agree", flush=True)
-    dist.destroy_process_group()
+    # Forked once PyTorch is imported, which takes longer than all the rest.
+    import torch._dynamo
+    import torch.distributed._functional_collectives
+
+    sys.exit(any([*fork(4), *fork(2)]))
