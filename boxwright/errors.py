@@ -21,6 +21,18 @@ class TrainingError(BoxwrightError, RuntimeError):
     """Training cannot go on: a loss is not finite, a device is missing, a run folder is in use."""
 
 
+class RankError(TrainingError):
+    """Another process of the run failed, hangs or is gone; the message names it.
+
+    Attributes:
+        speaks: whether it falls to this process to tell the user.
+    """
+
+    def __init__(self, message: str, speaks: bool = True) -> None:
+        super().__init__(message)
+        self.speaks = speaks
+
+
 class MissingExtraError(BoxwrightError, ImportError):
     """An optional dependency is needed; the message names the extra that brings it."""
 

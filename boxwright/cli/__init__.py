@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import BoxwrightError, ConfigError
+from ..errors import BoxwrightError, ConfigError, RankError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _report(error: BoxwrightError) -> None:
-    """One message, on the standard error of the main process."""
-    if os.environ.get("RANK", "0") != "0":
+    """One message, on the standard error of the main process, or of the one that it falls to."""
+    speaks = error.speaks if isinstance(error, RankError) else os.environ.get("RANK", "0") == "0"
+    if not speaks:
         return
     print(f"boxwright: {error}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):

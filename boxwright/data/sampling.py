@@ -1,4 +1,8 @@
-"""Which images make up which batch: a pure function of seed, epoch, rank and number of ranks."""
+"""Which images make up which batch.
+
+The images of a step over all ranks are a function of seed, epoch and the number of them alone; ranks and
+accumulated batches only share them out. So a run can go on with another number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +35,12 @@ def orientation_groups(aspect_ratios: np.ndarray) -> list[np.ndarray]:
 
 
 def count_batches(
-    group_sizes: Sequence[int], batch_size: int, world: int = 1, drop_last: bool = False
+    group_sizes: Sequence[int], batch_size: int, world: int = 1, drop_last: bool = False, accumulate: int = 1
 ) -> int:
     """Batches of each rank in one epoch; the same on every rank and in every epoch."""
-    whole = batch_size * world
-    return sum(max(1, size // whole) if drop_last else -(-size // whole) for size in group_sizes if size)
+    whole = batch_size * world * accumulate
+    steps = sum(max(1, size // whole) if drop_last else -(-size // whole) for size in group_sizes if size)
+    return steps * accumulate
 
 
 def plan_batches(
@@ -48,14 +53,15 @@ def plan_batches(
     world: int = 1,
     shuffle: bool = True,
     drop_last: bool = False,
+    accumulate: int = 1,
 ) -> list[BatchPlan]:
-    """All batches of one rank in one epoch.
+    """All batches of one rank in one epoch, `accumulate` of them for each step.
 
-    Each group is shuffled by (seed, epoch) and cut into global batches of `batch_size * world` images; a
-    global batch is of one group, and each rank takes its part, so that all ranks work on images of one
-    orientation in the same step. Every batch has exactly `batch_size` images and every rank the same number
-    of batches: what a group lacks for its last global batch is filled up by repeating its images from the
-    beginning. Without shuffling the groups come one behind the other, each in the order of the table.
+    Each group is shuffled by (seed, epoch) and cut into global batches of `batch_size * world * accumulate`
+    images; a global batch is of one group, and each rank takes its parts, so that all ranks work on images of
+    one orientation in the same step. Every batch has exactly `batch_size` images and every rank the same
+    number of batches: what a group lacks for its last global batch is filled up by repeating its images from
+    the beginning. Without shuffling the groups come one behind the other, each in the order of the table.
 
     Args:
         groups: places in the table; together each place once.
@@ -67,19 +73,23 @@ def plan_batches(
         shuffle: draw a new order for each epoch.
         drop_last: leave out the last incomplete global batch of each group instead of filling it up. A group
             smaller than one global batch is filled up nonetheless: it would never be seen.
+        accumulate: batches of each rank that make up one step.
     """
     random = np.random.default_rng((seed & 0xFFFFFFFFFFFFFFFF, epoch))
-    whole = batch_size * world
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    steps: list[list[BatchPlan]] = []
     for group in groups:
         order = random.permutation(group) if shuffle else np.asarray(group)
-        total = count_batches([len(order)], batch_size, world, drop_last) * whole
+        total = count_batches([len(order)], batch_size, world, drop_last, accumulate) * batch_size * world
         places = np.resize(order, total) if len(order) else order
         repeated = np.arange(total) >= len(order)
-        start = rank * batch_size
-        for first in range(start, total, whole):
-            part = slice(first, first + batch_size)
-            parts.append((places[part], repeated[part]))
+        for first in range(0, total, batch_size * world * accumulate):
+            steps.append([])
+            for place in range(accumulate):
+                start = first + (place * world + rank) * batch_size
+                part = slice(start, start + batch_size)
+                steps[-1].append(
+                    BatchPlan(epoch, tuple(places[part].tolist()), tuple(repeated[part].tolist()))
+                )
     if shuffle:
-        parts = [parts[i] for i in random.permutation(len(parts))]
-    return [BatchPlan(epoch, tuple(p.tolist()), tuple(r.tolist())) for p, r in parts]
+        steps = [steps[i] for i in random.permutation(len(steps))]
+    return [plan for step in steps for plan in step]

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ..distributed import gather_objects, is_distributed, is_main
-from ..errors import BoxwrightError
+from ..distributed import gather_objects, is_distributed, is_main, local_rank
+from ..errors import BoxwrightError, RankError
 
 Result = TypeVar("Result")
 
@@ -28,6 +28,30 @@ def any_over_ranks(flag: bool, device: torch.device) -> bool:
     vote = torch.tensor([int(flag)], device=device)
     dist.all_reduce(vote, dist.ReduceOp.MAX)
     return bool(vote.item())
+
+
+def on_every_rank(function: Callable[[], Result]) -> Result:
+    """Call a function on every rank: first on one of each machine, whose files the others then find.
+
+    Every rank must call this.
+
+    Raises:
+        RankError: the function failed on another rank only; it names the rank and the reason.
+    """
+    result, failure = None, None
+    for first in (True, False):
+        if first == (local_rank() == 0):
+            try:
+                result = function()
+            except BoxwrightError as error:
+                failure = error
+        failures = gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        failed = [f"rank {rank} failed: {text}" for rank, text in enumerate(failures) if text is not None]
+        if failed:
+            raise RankError(failed[0], speaks=is_main())
+    return result  # pyright: ignore[reportReturnType]
 
 
 def on_main(function: Callable[[], Result]) -> Result:

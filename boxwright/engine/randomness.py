@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 
-def seed_all(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy (where loaded) and PyTorch on all devices; each rank draws its own numbers."""
-    mixed = (seed * 1_000_003 + rank * 7_919) % 2**32
+def seed_all(seed: int, rank: int = 0, step: int = 0) -> None:
+    """Seed Python, NumPy (where loaded) and PyTorch on all devices.
+
+    Each rank draws its own numbers; `step` is where a run goes on with other ranks than before.
+    """
+    mixed = (seed * 1_000_003 + rank * 7_919 + step * 15_485_863) % 2**32
     random.seed(mixed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(mixed)

@@ -6,14 +6,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ...distributed import is_main
 from ...errors import ConfigError
 from ..state import Hook, TrainState
-from .window import Window, due
+from .window import Window, due, merge
 
 
 class MetricsHook(Hook):
@@ -84,6 +84,10 @@ class MetricsHook(Hook):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them over."""
         self._saved = state
+
+    def merge_state_dicts(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The means over the ranks there were: as those over the coming ranks, they are what is written."""
+        return {**states[0], "window": merge([state["window"] for state in states])}
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:

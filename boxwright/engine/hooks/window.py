@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,12 @@ class Window:
         """Take them over."""
         self._sums = {key: value.to(device) for key, value in state["sums"].items()}
         self._steps = state["steps"]
+
+
+def merge(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One state of a window for every rank, of which records come out as of all the given ones together."""
+    sums = {key: torch.stack([s["sums"][key] for s in states]).mean(0) for key in states[0]["sums"]}
+    return {**states[0], "sums": sums}
 
 
 def due(state: TrainState, every: int) -> bool:
