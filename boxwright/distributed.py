@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -117,10 +118,23 @@ def barrier() -> None:
         dist.barrier()
 
 
+def restarted() -> bool:
+    """Whether `torchrun` has started any of the processes anew; every rank has to ask."""
+    return any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+
+
 def start(device: torch.device) -> None:
     """Join the process group that `torchrun` describes in the environment, if it does."""
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def limit_waiting(seconds: float) -> None:
+    """Let no collective of all ranks wait longer; what PyTorch's own timeout is set to."""
+    if is_distributed():
+        older = "_set_pg_timeout"  # its name before it was public
+        set_timeout = getattr(dist, "set_timeout", None) or getattr(dist.distributed_c10d, older)
+        set_timeout(timedelta(seconds=seconds))
 
 
 def stop() -> None:
