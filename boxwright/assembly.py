@@ -16,7 +16,7 @@ from .config import ClassAgnostic, NumClasses, Pretrained, build, clone, from_js
 from .data import Data, Table, folder
 from .data.loader import Loader
 from .engine.checkpoint import steps
-from .engine.hooks import default_hooks
+from .engine.hooks import PreciseNormHook, default_hooks
 from .engine.memory import save_memory
 from .engine.messages import notify, on_main
 from .engine.optim import scale_optimizer
@@ -137,6 +137,8 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
         evaluator = CocoEvaluator(evaluated.to_coco(), data.label_map, made.metrics)
         validation = Validation(batches, evaluator)
     hooks = default_hooks(validation, made.evaluate_every, f"{made.metrics[0]}/AP", console=console)
+    if made.precise_norm:
+        hooks.append(PreciseNormHook(made.precise_norm))
     return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *saving, *made.hooks))
 
 

@@ -44,6 +44,8 @@ class Experiment:
         accumulate: batches whose gradients make one optimiser step.
         ema_decay: share of the past in the moving average of the weights; None for none. Where there is one,
             it is what is evaluated and loaded.
+        precise_norm: batches that each process looks at after training, with the final weights, for the
+            statistics of the batch norms (`engine.hooks.PreciseNormHook`); 0 keeps the running averages.
         seed: of weights, order and augmentation.
         compile: whether `torch.compile` makes one graph of the loss.
         evaluate_every: epochs between evaluations on the validation split.
@@ -68,6 +70,7 @@ class Experiment:
     clip_norm: float | None = None
     accumulate: int = 1
     ema_decay: float | None = None
+    precise_norm: int = 0
     seed: int = 0
     compile: bool = False
     evaluate_every: int = 1

@@ -10,6 +10,7 @@ from .evaluate import EvaluateHook
 from .learning_rate import LearningRateHook
 from .metrics import MetricsHook
 from .nonfinite import NonFiniteHook
+from .precise_norm import PreciseNormHook
 from .profile import ProfileHook
 from .tensorboard import TensorBoardHook
 
@@ -21,6 +22,7 @@ __all__ = [
     "LearningRateHook",
     "MetricsHook",
     "NonFiniteHook",
+    "PreciseNormHook",
     "ProfileHook",
     "TensorBoardHook",
     "default_hooks",
