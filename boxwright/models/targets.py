@@ -33,6 +33,13 @@ class Sample:
         """`(B, S)` bool: the slots that count."""
         return self.positive | self.negative
 
+    def positive_share(self) -> Tensor:
+        """Positives among the slots that count, a scalar in 0..1; 0 where none counts.
+
+        With r positives for each negative (MegDet, arXiv:1711.07240, Table 1) it is r / (1 + r).
+        """
+        return self.positive.sum() / self.valid.sum().clamp(min=1)
+
     def take(self, values: Tensor) -> Tensor:
         """The sampled entries of `(B, A, ...)`, as `(B, S, ...)`."""
         return values if self.index is None else gather_slots(values, self.index)

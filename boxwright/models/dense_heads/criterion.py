@@ -155,7 +155,10 @@ class DenseCriterion:
     def __call__(
         self, predictions: DensePredictions, priors: Priors, targets: Targets, sizes: Tensor, coder: Coder
     ) -> dict[str, Tensor]:
-        """Losses of a batch: "loss/class", "loss/box" and "loss/quality", and "stat/positives" an image."""
+        """Losses of a batch: "loss/class", "loss/box" and "loss/quality".
+
+        Beside them "stat/positives", of an image, and "stat/positive_share", among all that are trained.
+        """
         if self.class_agnostic:
             targets = replace(targets, labels=torch.zeros_like(targets.labels))
         if self.area is not None:
@@ -205,6 +208,7 @@ class DenseCriterion:
             box_losses = box_losses + self.code_loss(codes, coder.encode(gt, prior, stride)).sum(-1)
         losses["loss/box"] = total(filled.restore(box_losses * weight), sample.positive, box_divisor)
         losses["stat/positives"] = sample.positive.sum() / float(sample.positive.shape[0])
+        losses["stat/positive_share"] = sample.positive_share()
         return losses
 
     def _losses(self, logits: Tensor, assignment: Assignment, targets: Targets) -> Tensor:

@@ -75,13 +75,17 @@ class RoICriterion:
     def __call__(
         self, predictions: RoIPredictions, boxes: Tensor, sample: Sample, targets: Targets, coder: Coder
     ) -> dict[str, Tensor]:
-        """Losses of a batch: "loss/class" and "loss/box", divided by the number of sampled regions."""
+        """Losses of a batch: "loss/class" and "loss/box", divided by the number of sampled regions.
+
+        Beside them "stat/positives", of an image, and "stat/positive_share", among the sampled regions.
+        """
         class_losses, box_losses = self.each(predictions, boxes, sample, targets, coder)
         divisor = mean_over_ranks(sample.valid.sum().float()).clamp(min=1)
         return {
             "loss/class": torch.where(sample.valid, class_losses, 0.0).sum() / divisor,
             "loss/box": box_losses.sum() / divisor,
             "stat/positives": sample.positive.sum() / float(sample.positive.shape[0]),
+            "stat/positive_share": sample.positive_share(),
             **self.follow(boxes, sample, targets, coder),
         }
 
