@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .recipes import recipes as recipes
     from .recipes.experiment import Experiment as Experiment
     from .recipes.norms import set_norm as set_norm
+    from .variance import gradient_variance as gradient_variance
     from .study import study as study
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ _WHERE = {
     "Run": "api",
     "build": "api",
     "evaluate": "api",
+    "gradient_variance": "variance",
     "load": "api",
     "recipe": "recipes",
     "set_norm": "recipes.norms",
@@ -77,6 +79,7 @@ __all__ = [
     "engine",
     "evaluate",
     "evaluation",
+    "gradient_variance",
     "interop",
     "load",
     "models",

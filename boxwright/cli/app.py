@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import configure, convert, data, demo, doctor, evaluate, predict, study, train
+from . import configure, convert, data, demo, doctor, evaluate, predict, study, train, variance
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -51,6 +51,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("study")(study.study)
+app.command("variance")(variance.variance)
 app.command("recipes")(configure.recipes)
 app.command("config")(configure.config)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,52 @@
+"""`boxwright variance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .words import only
+
+
+def variance(
+    source: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.", show_default=False)],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[data=FOLDER]", show_default=False)] = None,
+    out: Annotated[
+        Path, typer.Option(help="PNG file of the plot; numbers come beside it as .csv and .json.")
+    ] = Path("variance.png"),
+    batches: Annotated[int, typer.Option(help="Gradients to compute, a power of two.")] = 64,
+    images: Annotated[int, typer.Option(help="Images of each gradient, the smallest batch size.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Loader processes; by default the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of order, augmentation and samplers.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
+    ] = None,
+) -> None:
+    """Measure how the variance of the gradient falls with the batch size.
+
+        boxwright variance runs/bccd --out variance.png
+
+    The learning rate may grow with the batch as long as the variance falls as 1 over it (ratio 1). The run is
+    only looked at: its own training data, its own weights, no update.
+    """  # fmt: skip
+    values = only(words or (), ("data",))
+    from ..variance import gradient_variance
+
+    found = gradient_variance(
+        source,
+        values.get("data"),
+        batches=batches,
+        images=images,
+        device=device,
+        workers=workers,
+        seed=seed,
+        out=out,
+        progress=not quiet,
+        trust=trust or (),
+    )
+    typer.echo(str(found))
+    typer.echo(f"plot and numbers: {out}, {out.with_suffix('.csv')}, {out.with_suffix('.json')}")
