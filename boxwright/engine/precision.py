@@ -40,8 +40,8 @@ def resolve_precision(precision: str, device: torch.device | str) -> Precision:
     """What a wish for a precision means on a device.
 
     "auto" is bf16 only where the hardware computes it fast: CUDA from compute capability 8.0 on, a CPU with
-    avx512_bf16 or amx_bf16; else fp32. Channels go last where bf16 or fp16 convolutions or a CUDA device make
-    that pay. Weights stay float32 in every precision.
+    avx512_bf16 or amx_bf16; else fp32. Channels go last on CUDA and where a CPU's convolutions are oneDNN's.
+    Weights stay float32 in every precision.
 
     Raises:
         ConfigError: no such precision, or fp16 on a device that is not CUDA.
@@ -60,7 +60,8 @@ def resolve_precision(precision: str, device: torch.device | str) -> Precision:
         reason = f"asked for; {reason}"
     else:
         reason = "asked for"
-    return Precision(precision, reason, channels_last=device.type == "cuda" or precision == "bf16")
+    onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return Precision(precision, reason, channels_last=device.type == "cuda" or onednn)
 
 
 def bf16_support(device: torch.device) -> tuple[bool, str]:

@@ -22,10 +22,11 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from ..errors import CheckpointError
 from ..models.assigners import MaxIoUAssigner
+from ..models.backbones.folding import fold_norms
 from ..models.backbones.resnet import ARCHITECTURES, ResNet
 from ..models.coders import DeltaCoder
 from ..models.detectors import Normalise
-from ..models.layers import FrozenBatchNorm2d, NormLayer
+from ..models.layers import FrozenBatchNorm2d, NormLayer, use_fast_depthwise
 from ..models.necks.fpn import FPN
 from ..models.priors import Anchors
 from ..models.roi_heads import RoIExtractor
@@ -44,7 +45,7 @@ PYRAMID = (
 
 
 class TorchvisionBody(nn.Module):
-    """A torchvision network, cut into stages, as a backbone.
+    """A torchvision network, cut into stages, as a backbone; its frozen norms become ours, of equal values.
 
     Args:
         body: gives feature maps by name, from fine to coarse. Its specs are read off a blank image.
@@ -63,10 +64,21 @@ class TorchvisionBody(nn.Module):
             layer.training = modes[name]
         self.specs = tuple(FeatureSpec(f.shape[1], 256 // f.shape[2]) for f in maps)
         self.body = body
+        _exchange_frozen_norms(body)
+        use_fast_depthwise(body)
+        fold_norms(body)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one map for each of `specs`."""
         return list(self.body(x).values())
+
+
+def _exchange_frozen_norms(body: nn.Module) -> None:
+    for name, layer in list(body.named_modules()):
+        if isinstance(layer, TheirFrozenBatchNorm2d):
+            ours = FrozenBatchNorm2d(len(layer.weight), eps=layer.eps)  # pyright: ignore[reportArgumentType]
+            ours.load_state_dict(layer.state_dict())
+            body.set_submodule(name, ours.train(layer.training))
 
 
 def pyramid_of(module: nn.Module) -> BackboneWithFPN:

@@ -137,7 +137,7 @@ def _bags(boxes: Tensor, level: Tensor, layout: Layout) -> Bags:
         y = base[chosen].int()[:, None, None] + y * width[at[chosen]].int()[:, None, None]
         cells.append((y[:, :, None, :, None] + x[:, None, :, None, :]).flatten())
         weights.append((y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]).flatten())
-        counts.append(torch.full((len(chosen) * layout.size**2,), 4 * most * most, dtype=torch.int32))
+        counts.append(torch.full((len(chosen) * layout.size**2,), x.shape[-1] ** 2, dtype=torch.int32))
     if len(row) == 0:
         return Bags(row, row.int(), boxes.new_zeros(0), row.int())
     start = F.pad(torch.cat(counts).cumsum(0, dtype=torch.int32)[:-1], (1, 0))
@@ -147,7 +147,7 @@ def _bags(boxes: Tensor, level: Tensor, layout: Layout) -> Bags:
 def _axis_taps(
     corner: Tensor, length: Tensor, samples: Tensor, extent: Tensor, most: int, layout: Layout
 ) -> tuple[Tensor, Tensor]:
-    """Cells of the two neighbours of each sample along one axis and their weights, `(n, S, 2 * most)`."""
+    """The cells along one axis that each bin reads and their weights, `(n, S, taps)` both."""
     sample = torch.arange(most, dtype=corner.dtype)
     used = samples.to(corner.dtype)[:, None, None]
     place = torch.arange(layout.size, dtype=corner.dtype)[:, None] + (sample + 0.5) / used.clamp(min=1)
@@ -155,9 +155,14 @@ def _axis_taps(
     extent = extent[:, None, None]
     counted = (position >= -1) & (position <= extent) & (sample < used)
     position = torch.minimum(position.nan_to_num(0.0).clamp(min=0), extent - 1)
-    low = position.floor()
-    high = torch.minimum(low + 1, extent - 1)
-    share = position - low
     scale = counted / used.clamp(min=1)
-    cells = torch.cat((low, high), -1).int()
-    return cells, torch.cat(((1 - share) * scale, share * scale), -1)
+    if layout.sampling_ratio:
+        low = position.floor()
+        high = torch.minimum(low + 1, extent - 1)
+        share = position - low
+        return torch.cat((low, high), -1).int(), torch.cat(((1 - share) * scale, share * scale), -1)
+    # Samples are at most a cell apart, so m of them lie among m + 1 cells: each is read once.
+    cell = position[..., :1].floor() + torch.arange(most + 1, dtype=corner.dtype)
+    distance = (position[..., None, :] - cell[..., :, None]).abs()
+    weight = ((1 - distance).clamp(min=0) * scale[..., None, :]).sum(-1)
+    return torch.minimum(cell, extent - 1).int(), weight

@@ -130,11 +130,14 @@ def _axis_weights(
 def pools_channels_last(features: Tensor) -> bool:
     """Whether regions of these features are pooled with the channels innermost in memory.
 
-    On a CPU that is so in low precision. In float32 torchvision's kernel pools, so that values and what
-    follows from them (which ReLUs are open) are those of its detectors.
+    On a CPU that is so in low precision, and where the features lie so in memory. Float32 features that do
+    not are pooled by torchvision's kernel, so that values and what follows from them (which ReLUs are open)
+    are those of its detectors.
     """
-    low = features.device.type == "cpu" and features.dtype.itemsize < 4
-    return low or use_triton(features.device, features.dtype)
+    if features.device.type != "cpu":
+        return use_triton(features.device, features.dtype)
+    last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    return last or features.dtype.itemsize < 4
 
 
 def gives_channels_last(grad: Tensor) -> bool:

@@ -44,6 +44,23 @@ def test_agrees_with_torchvision_on_one_level():
     torch.testing.assert_close(ours.flatten(0, 1), theirs)
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_features_that_have_their_channels_innermost_are_pooled_so(ratio):
+    features, boxes, level = make(3, regions=20)
+    boxes[:, ::4] = torch.tensor([-20.0, 3.0, 70.0, 50.0])  # larger than the image: many samples a bin
+    inputs = [f.contiguous(memory_format=torch.channels_last).requires_grad_() for f in features]
+    pooled = roi_align(inputs, boxes, level, STRIDES, 5, ratio)
+    assert pooled.permute(0, 1, 3, 4, 2).is_contiguous()
+    expected = roi_align_reference(inputs, boxes, level, STRIDES, 5, ratio)
+    torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-4)
+    weight = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (pooled, expected)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+    compiled = torch.compile(roi_align, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs, boxes, level, STRIDES, 5, ratio), pooled)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_are_those_of_the_reference(masked):
     features, boxes, level = make(2)
