@@ -16,7 +16,7 @@ class StudyProgress(Hook):
 
     Args:
         total: runs of the study.
-        done: of them, finished before.
+        done: of them, those with nothing left to do.
         shown: whether anything is shown.
         console: where to; by default standard output.
     """
@@ -47,7 +47,7 @@ class StudyProgress(Hook):
     def __enter__(self) -> StudyProgress:
         self._bar.start()
         if self.shown and self.done:
-            self.say(f"{self.done} of {self.total} runs are finished already")
+            self.say(f"{self.done} of {self.total} runs need nothing more: finished before, or left out")
         return self
 
     def __exit__(self, *error: object) -> None:

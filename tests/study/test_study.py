@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -272,5 +274,19 @@ def test_progress_names_the_run_and_its_place(capsys: pytest.CaptureFixture[str]
         progress.begin(2, "fcos [x]")
         progress.end("AP 0.5")
     told = capsys.readouterr().out
-    assert "1 of 3 runs are finished" in told
+    assert "1 of 3 runs need nothing more" in told
     assert "[2/3] fcos [x]: AP 0.5" in told
+
+
+@pytest.mark.slow
+def test_all_processes_train_each_run(tiny_data: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    out = tmp_path / "study"
+    words = ["study", VARIANTS[0], VARIANTS[2], f"data.root={tiny_data}", f"out={out}", *TINY]
+    options = ["--no-report", "--no-check", "--device", "cpu"]
+    command = [*launcher, "-m", "boxwright", *words, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "study.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert done.stdout.count("study.html") == 1
