@@ -17,3 +17,8 @@ def has_triton() -> bool:
 def use_triton(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether an operator runs as a Triton kernel: on CUDA, except in float64, which those do not compute."""
     return device.type == "cuda" and dtype != torch.float64 and has_triton()
+
+
+def eager_on_cpu(device: torch.device) -> bool:
+    """Whether operations run one by one on a CPU, where one may look at values and take only needed steps."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()

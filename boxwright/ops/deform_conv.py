@@ -11,6 +11,7 @@ import torch
 import torchvision  # registers torch.ops.torchvision.deform_conv2d  # noqa: F401
 from torch import Tensor
 
+from boxwright.ops import _deform_conv_bags
 from boxwright.ops.boxes import as_float
 
 Pair = int | Sequence[int]
@@ -43,7 +44,7 @@ def deform_conv2d(
         mask: `(B, D * K, H', W')` factors of the taps; None for 1 everywhere (the first paper).
 
     Returns:
-        `(B, O, H', W')` in the dtype of `x`, whatever that of the others; computed in float32 (float64 stays
+        `(B, O, H', W')` in the dtype of `x`, whatever that of the others; sampled in float32 (float64 stays
         float64), since offsets are pixel coordinates.
 
     Raises:
@@ -103,6 +104,8 @@ def _deform_conv2d_op(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    if x.device.type == "cpu":
+        return _deform_conv_bags.forward(x, offset, weight, mask, (stride, padding, dilation))
     tensors, settings = _torchvision_arguments(x, offset, weight, mask, stride, padding, dilation)
     return torch.ops.torchvision.deform_conv2d(*tensors, *settings).to(x.dtype)
 
@@ -117,6 +120,8 @@ def _deform_conv2d_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    if x.device.type == "cpu":
+        return _deform_conv_bags.empty_channels_last(x, weight.shape[0], offset.shape[2:])
     return x.new_empty(x.shape[0], weight.shape[0], *offset.shape[2:])
 
 
@@ -131,6 +136,8 @@ def _deform_conv2d_backward_op(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if x.device.type == "cpu":
+        return _deform_conv_bags.backward(grad, x, offset, weight, mask, (stride, padding, dilation))
     tensors, settings = _torchvision_arguments(x, offset, weight, mask, stride, padding, dilation)
     grad_x, grad_weight, grad_offset, grad_mask, _ = torch.ops.torchvision._deform_conv2d_backward(
         grad.to(tensors[0].dtype).contiguous(), *tensors, *settings
@@ -151,7 +158,11 @@ def _deform_conv2d_backward_fake(
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_mask = x.new_empty(0) if mask is None else mask.new_empty(mask.shape)
-    return x.new_empty(x.shape), offset.new_empty(offset.shape), weight.new_empty(weight.shape), grad_mask
+    if x.device.type == "cpu":
+        grad_x = _deform_conv_bags.empty_channels_last(x, x.shape[1], x.shape[2:])
+    else:
+        grad_x = x.new_empty(x.shape)
+    return grad_x, offset.new_empty(offset.shape), weight.new_empty(weight.shape), grad_mask
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -18,13 +18,13 @@ def backends(device: torch.device | str = "cpu") -> dict[str, str]:
     """How each operator runs on `device`, in words."""
     if torch.device(device).type == "cpu":
         return {
-            "nms": "torchvision, one call per image and group",
+            "nms": "torch, block by block in order of score until enough are kept",
             "roi_align": "torchvision in float32; in bf16 and for gradients torch embedding_bag",
             "soft_nms": "torch, a round for each box kept",
             "ps_roi_pool": "torchvision, on maps with a cell more at the end",
-            "deform_conv2d": "torchvision, in float32",
+            "deform_conv2d": "torch embedding_bag, then matrix products",
             "mask_targets": "torchvision, one call per object on its crop",
-            "paste": "torch grid_sample inside each box",
+            "paste": "torch, rows and columns inside each box",
         }
     if use_triton(torch.device(device)):
         return {

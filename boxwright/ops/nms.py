@@ -1,11 +1,13 @@
 """Greedy non-maximum suppression of a padded batch, groups (classes, levels) kept apart.
 
 Groups are often kept apart by shifting their boxes far from each other in float32, which rounds the
-coordinates and so changes IoUs. Here the boxes are split by group (CPU), or pairs of one group are compared
-(CUDA with Triton), or boxes are shifted in float64 by amounts that the coordinates survive (elsewhere).
+coordinates and so changes IoUs. Here pairs of one group are compared (CPU, and CUDA with Triton), or boxes
+are shifted in float64 by amounts that the coordinates survive (elsewhere).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torchvision  # registers torch.ops.torchvision.nms  # noqa: F401
@@ -17,6 +19,9 @@ from boxwright.ops.boxes import pairwise_iou
 
 # torchvision's CUDA kernel holds one bit for each pair of boxes: this many boxes need 128 MiB.
 MAX_JOINT_BOXES = 32768
+
+BLOCK = 256
+"""Boxes that a CPU looks at together: a matrix of their pairs lies in a core's second-level cache."""
 
 
 def nms(
@@ -73,7 +78,7 @@ def nms_reference(
 def _nms_op(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    run = _nms_by_segments if boxes.device.type == "cpu" else _nms_by_offsets
+    run = _nms_by_blocks if boxes.device.type == "cpu" else _nms_by_offsets
     run = _nms_by_bits if use_triton(boxes.device) else run
     return run(boxes, scores, groups, valid, iou_threshold, max_output)
 
@@ -90,26 +95,101 @@ def _empty_output(boxes: Tensor, max_output: int) -> tuple[Tensor, Tensor]:
     return boxes.new_zeros(shape, dtype=torch.int64), boxes.new_zeros(shape, dtype=torch.bool)
 
 
-def _nms_by_segments(
+def _nms_by_blocks(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """Exact by construction: one call per image and group. Least work on a CPU, where a call costs little."""
+    """Image by image and block by block in decreasing order of score, until enough are kept.
+
+    What a box does to later ones is known once it is kept, so what comes after the last one wanted need not
+    be looked at: with 100 of some thousand wanted, a few hundred pairs of a few hundred are all the work.
+    """
     index, keep = _empty_output(boxes, max_output)
     for b in range(boxes.shape[0]):
-        candidates = valid[b].nonzero()[:, 0]
-        order = candidates[scores[b, candidates].argsort(descending=True, stable=True)]
-        sorted_groups, by_group = groups[b, order].sort(stable=True)
-        lengths = sorted_groups.unique_consecutive(return_counts=True)[1].tolist()
-        members = order[by_group]
-        parts = (part.split(lengths) for part in (by_group, boxes[b, members], scores[b, members]))
-        kept = [
-            rank if len(rank) == 1 else rank[torch.ops.torchvision.nms(box, score, iou_threshold)]
-            for rank, box, score in zip(*parts, strict=True)
-        ]
-        ranks = torch.cat(kept).sort()[0][: index.shape[1]] if kept else by_group
-        index[b, : len(ranks)] = order[ranks]
-        keep[b, : len(ranks)] = True
+        order = _descending(scores[b], valid[b])
+        kept = _first_kept(boxes[b], groups[b], order, _below(iou_threshold), index.shape[1])
+        index[b, : len(kept)] = kept
+        keep[b, : len(kept)] = True
     return index, keep
+
+
+def _descending(scores: Tensor, valid: Tensor) -> Tensor:
+    """Indices of the valid of N scores, the highest first, equal ones by their index."""
+    candidates = valid.nonzero()[:, 0]
+    scores = scores[candidates]
+    if bool((scores[1:] <= scores[:-1]).all()):  # as a post-process of one level hands them over
+        return candidates
+    return candidates[scores.argsort(descending=True, stable=True)]
+
+
+def _first_kept(boxes: Tensor, groups: Tensor, order: Tensor, threshold: float, most: int) -> Tensor:
+    """The first boxes `(k,)`, at most `most`, of those in `order` that greedy suppression keeps."""
+    kept: list[Tensor] = []
+    earlier: list[_Corners] = []
+    left = most
+    for block in order.split(BLOCK) if most > 0 else ():
+        here = _Corners.of(boxes[block], groups[block])
+        alive = torch.ones(len(block), dtype=torch.bool)
+        for better in earlier:
+            alive &= ~_suppresses(better, here, threshold).any(0)
+        alive = _resolve(_suppresses(here, here, threshold), alive)
+        kept.append(block[alive])
+        left -= len(kept[-1])
+        if left <= 0:
+            break
+        earlier.append(_Corners(*(value[alive] for value in here)))
+    return torch.cat(kept)[:most] if kept else order[:0]
+
+
+class _Corners(NamedTuple):
+    """Boxes as five rows `(n,)` each, and their groups."""
+
+    x1: Tensor
+    y1: Tensor
+    x2: Tensor
+    y2: Tensor
+    area: Tensor
+    group: Tensor
+
+    @classmethod
+    def of(cls, boxes: Tensor, groups: Tensor) -> _Corners:
+        x1, y1, x2, y2 = boxes.t().contiguous().unbind()
+        return cls(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), groups)
+
+
+def _suppresses(first: _Corners, second: _Corners, threshold: float) -> Tensor:
+    """Which of the first boxes overlap which of the second of their group too much: `(n, m)` bool.
+
+    The steps are those of torchvision's kernel, so that the last bit of an IoU is the same.
+    """
+    a, b = _Corners(*(value[:, None] for value in first)), second
+    width = torch.minimum(a.x2, b.x2).sub_(torch.maximum(a.x1, b.x1)).clamp_(min=0)
+    height = torch.minimum(a.y2, b.y2).sub_(torch.maximum(a.y1, b.y1)).clamp_(min=0)
+    shared = width.mul_(height)
+    overlap = shared.div_(torch.add(a.area, b.area, out=height).sub_(shared))
+    return (overlap > threshold).logical_and_(a.group == b.group)
+
+
+def _resolve(suppresses: Tensor, alive: Tensor) -> Tensor:
+    """Which of n boxes `(n,)` are kept, given which are alive and which suppress which later ones `(n, n)`.
+
+    The first n boxes are right once the first n - 1 are, so repeating the step ends at the greedy result; it
+    takes as many rounds as the longest chain of boxes that suppress each other in turn.
+    """
+    matrix = suppresses.float().triu_(1)
+    keep = alive
+    while True:
+        step = (keep.float() @ matrix == 0).logical_and_(alive)
+        if torch.equal(step, keep):
+            return keep
+        keep = step
+
+
+def _below(threshold: float) -> float:
+    """The largest float32 that is not above a float64: to be above either is the same for a float32."""
+    nearest = torch.tensor(threshold, dtype=torch.float32)
+    if float(nearest) > threshold:
+        nearest = torch.nextafter(nearest, nearest.new_tensor(-torch.inf))
+    return float(nearest)
 
 
 def _nms_by_bits(

@@ -147,7 +147,10 @@ def test_paste_agrees_with_the_published_way(run, threshold):
     assert result.shape == (12, *CANVAS)
     assert result.dtype == torch.bool
     for k in range(12):
-        assert torch.equal(result[k], published_paste(masks[k], boxes[k], *CANVAS) >= threshold)
+        value = published_paste(masks[k], boxes[k], *CANVAS)
+        open_to_rounding = (value - threshold).abs() < 1e-5
+        assert open_to_rounding.float().mean() < 0.01
+        assert ((result[k] == (value >= threshold)) | open_to_rounding).all()
 
 
 def test_paste_in_several_chunks(monkeypatch):

@@ -8,7 +8,7 @@ from boxwright.ops import nms as module
 from boxwright.ops.doctor import random_boxes
 from boxwright.ops.nms import nms, nms_reference
 
-BACKENDS = (nms, module._nms_by_segments, module._nms_by_offsets)
+BACKENDS = (nms, module._nms_by_blocks, module._nms_by_offsets)
 
 
 def make(seed: int, batch: int = 2, count: int = 30, groups: int = 3):
@@ -47,6 +47,40 @@ def test_one_group_agrees_with_torchvision(backend):
     boxes, scores, _, _ = make(3, 1, 60)
     index, keep = backend(boxes, scores, torch.zeros(1, 60).long(), torch.ones(1, 60).bool(), 0.5, 60)
     assert index[keep].tolist() == torchvision.ops.nms(boxes[0], scores[0], 0.5).tolist()
+
+
+@pytest.mark.parametrize("limit", [5, 60, 400])
+def test_many_blocks_agree_with_torchvision_group_by_group(monkeypatch, limit):
+    monkeypatch.setattr(module, "BLOCK", 32)
+    boxes, _, groups, valid = make(4, 2, 400, 4)
+    scores = torch.rand(2, 400, generator=torch.Generator().manual_seed(4))
+    index, keep = nms(boxes, scores, groups, valid, 0.4, limit)
+    for b in range(2):
+        there = valid[b].nonzero()[:, 0]
+        kept = torchvision.ops.boxes._batched_nms_vanilla(
+            boxes[b, there], scores[b, there], groups[b, there], 0.4
+        )
+        assert index[b][keep[b]].tolist() == there[kept][:limit].tolist()
+
+
+def test_a_threshold_is_compared_as_it_was_written():
+    # The nearest float32 to 0.7 is below it, that to 0.3 above: both kernels compare with the number itself.
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 1, 0.7]]])
+    scores, ones = torch.tensor([[0.9, 0.8]]), torch.ones(1, 2, dtype=torch.bool)
+    for threshold in (0.7, 0.69999995, 0.70000005, 0.1, 0.3):
+        index, keep = nms(boxes, scores, ones.long(), ones, threshold, 2)
+        assert index[keep].tolist() == torchvision.ops.nms(boxes[0], scores[0], threshold).tolist()
+    for number in (0.1, 0.3, 0.5, 0.7, 1 / 3):
+        below = torch.tensor(module._below(number), dtype=torch.float32)
+        assert below.item() <= number < torch.nextafter(below, torch.tensor(2.0)).item()
+
+
+def test_a_chain_of_boxes_that_suppress_each_other():
+    start = torch.arange(300) * 0.3
+    boxes = torch.stack((start, torch.zeros(300), start + 1, torch.ones(300)), -1)[None]
+    scores, ones = torch.linspace(1, 0.1, 300)[None], torch.ones(1, 300, dtype=torch.bool)
+    index, keep = nms(boxes, scores, ones.long(), ones, 0.5, 300)
+    assert index[keep].tolist() == list(range(0, 300, 2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
