@@ -67,6 +67,8 @@ class ClassLoss(Protocol):
 
     def scores(self, logits: Tensor) -> Tensor: ...  # noqa: D102
 
+    def best(self, logits: Tensor) -> Tensor: ...  # noqa: D102
+
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor: ...  # noqa: D102
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.backends import eager_on_cpu
 from ..structures import Priors, Targets
 
 
@@ -76,8 +77,10 @@ class Filled:
     @classmethod
     def of(cls, valid: Tensor) -> Filled:
         """For slots `(B, S)` bool of which the true ones matter."""
-        eager_cpu = valid.device.type == "cpu" and not torch.compiler.is_compiling()
-        return cls(valid, valid.flatten().nonzero()[:, 0] if eager_cpu else None)
+        if not eager_on_cpu(valid.device):
+            return cls(valid, None)
+        index = valid.flatten().nonzero()[:, 0]
+        return cls(valid, index if len(index) < valid.numel() else None)  # full: nothing is to be picked out
 
     def drop(self, values: Tensor) -> Tensor:
         """`(B, S, ...)` to `(F, ...)`: only the filled slots, or all B*S of them."""

@@ -7,6 +7,7 @@ import torch
 
 from boxwright.models.coders import DeltaCoder
 from boxwright.models.dense_heads import DensePostprocess
+from boxwright.models.losses import FocalLoss
 from boxwright.models.roi_heads import RoIPostprocess
 from boxwright.models.suppression import GreedyNMS, SoftNMS, WeightedNMS
 from boxwright.structures import DensePredictions, Priors
@@ -57,7 +58,7 @@ def dense_inputs(batch: int = 2) -> tuple[Any, ...]:
     predictions = DensePredictions(
         torch.randn(batch, 40, 3, generator=g), torch.randn(batch, 40, 4, generator=g) * 0.1
     )
-    return predictions, priors, torch.tensor([[64, 64]]).repeat(batch, 1), DeltaCoder(), torch.sigmoid
+    return predictions, priors, torch.tensor([[64, 64]]).repeat(batch, 1), DeltaCoder(), FocalLoss()
 
 
 def roi_inputs(batch: int = 2) -> tuple[Any, ...]:

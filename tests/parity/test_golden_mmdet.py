@@ -123,8 +123,8 @@ def test_assignments(golden: Golden) -> None:
     assert head.criterion.area is not None
     assignments = [head.criterion.assigner(head.criterion.area(priors, batch.sizes), targets)]
     if isinstance(model, TwoStageDetector):
-        to_scores = head.criterion.class_loss.scores
-        made = model.train_proposals(head(features), priors, batch.sizes, head.coder, to_scores)
+        class_loss = head.criterion.class_loss
+        made = model.train_proposals(head(features), priors, batch.sizes, head.coder, class_loss)
         boxes = torch.cat((made.boxes, targets.boxes), 1)
         valid = torch.cat((made.valid, targets.valid), 1)
         proposals = Priors(boxes, boxes.new_ones(boxes.shape[1]), (boxes.shape[1],), valid)

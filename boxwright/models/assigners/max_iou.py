@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...structures import Assignment, DensePredictions, Priors, Targets
+from .blocks import overlap_blocks, pays
 from .overlap import last_finder, prior_overlaps
 
 
@@ -41,7 +42,11 @@ class MaxIoUAssigner:
         self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None
     ) -> Assignment:
         """Assignment of A priors of B images; priors that are not `valid` are ignored."""
-        return self.by_overlap(*prior_overlaps(priors, targets, self.ignore_iof), priors.valid)
+        if not pays(priors, targets):
+            return self.by_overlap(*prior_overlaps(priors, targets, self.ignore_iof), priors.valid)
+        blocks = overlap_blocks(priors, targets, self.ignore_iof)
+        finder = blocks.last_finder(self._finds, self.low_quality_ties) if self.match_low_quality else None
+        return self._assignment(blocks.best, blocks.gt_index, finder, blocks.in_ignored, priors.valid)
 
     def by_overlap(self, iou: Tensor, in_ignored: Tensor, valid: Tensor | None) -> Assignment:
         """Assignment by any measure of overlap.
@@ -52,17 +57,34 @@ class MaxIoUAssigner:
             valid: `(B, A)` bool, priors that take part; None for all.
         """
         best, gt_index = iou.max(1)
+        finder = None
+        if self.match_low_quality:
+            finder = last_finder(self._finds(iou, iou.amax(2, keepdim=True)))
+        return self._assignment(best, gt_index, finder, in_ignored, valid)
+
+    def _finds(self, iou: Tensor, most: Tensor) -> Tensor:
+        """Who finds which priors by rule (i), `(B, G, A)`, given the highest overlaps `(B, G, 1)`."""
+        finds = (iou == most) & (most >= self.min_positive_iou) & (most > 0)
+        if not self.low_quality_ties:
+            place = torch.arange(iou.shape[2], device=iou.device)
+            finds = finds & (place == iou.argmax(2, keepdim=True))
+        return finds
+
+    def _assignment(
+        self,
+        best: Tensor,
+        gt_index: Tensor,
+        finder: Tensor | None,
+        in_ignored: Tensor,
+        valid: Tensor | None,
+    ) -> Assignment:
+        """The rules, given each prior's highest overlap, its ground truth, and who finds it by rule (i)."""
         positive = best >= self.positive_iou
         negative = best < self.negative_iou
-        if self.match_low_quality:
-            most = iou.amax(2, keepdim=True)
-            finds = (iou == most) & (most >= self.min_positive_iou) & (most > 0)
-            if not self.low_quality_ties:
-                place = torch.arange(iou.shape[2], device=iou.device)
-                finds = finds & (place == iou.argmax(2, keepdim=True))
-            found = finds.any(1)
+        if finder is not None:
+            found = finder >= 0
             if not self.low_quality_keeps_best:
-                gt_index = torch.where(found, last_finder(finds), gt_index)  # as in MMDetection
+                gt_index = torch.where(found, finder, gt_index)  # as in MMDetection
             positive = positive | found
         ignore = ~positive & (~negative | in_ignored)
         if valid is not None:

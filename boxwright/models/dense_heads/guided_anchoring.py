@@ -55,12 +55,12 @@ class GuidedPostprocess(DensePostprocess):
         priors: Priors,
         sizes: Tensor,
         coder: Coder,
-        to_scores: Callable[[Tensor], Tensor],
+        class_loss: ClassLoss,
     ) -> Detections:
         """Detections `(B, max_detections)` on images of `sizes` `(B, 2)`; `priors` are the guided anchors."""
         assert isinstance(predictions, GuidedPredictions)
         likely = predictions.location_logits.float().sigmoid() >= self.location_threshold
-        return super().__call__(predictions, replace(priors, valid=likely), sizes, coder, to_scores)
+        return super().__call__(predictions, replace(priors, valid=likely), sizes, coder, class_loss)
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class PriorHead(nn.Module):
         postprocess: DensePostprocess | None = None,
     ) -> Detections:
         """Detections, or proposals of an RPN, of raw outputs; `postprocess` stands in for the head's own."""
-        scores = self.criterion.class_loss.scores
-        return (postprocess or self.postprocess)(predictions, priors, sizes, self.coder, scores)
+        class_loss = self.criterion.class_loss
+        return (postprocess or self.postprocess)(predictions, priors, sizes, self.coder, class_loss)
 
 
 class DenseHead(PriorHead):

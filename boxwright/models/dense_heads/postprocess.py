@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...ops.boxes import clip
 from ...structures import DensePredictions, Detections, Priors
-from ..protocols import Coder, Suppression
+from ..protocols import ClassLoss, Coder, Suppression
 from ..suppression import GreedyNMS
 from ..targets import gather_priors, gather_slots
 
@@ -58,7 +57,7 @@ class DensePostprocess:
         priors: Priors,
         sizes: Tensor,
         coder: Coder,
-        to_scores: Callable[[Tensor], Tensor],
+        class_loss: ClassLoss,
     ) -> Detections:
         """Detections `(B, max_detections)` on images of `sizes` `(B, 2)`."""
         chosen = []
@@ -66,7 +65,7 @@ class DensePostprocess:
         whole = (sum(priors.num_per_level),)
         for level, count in enumerate(priors.num_per_level if self.candidates_of == "level" else whole):
             place = slice(start, start + count)
-            chosen.append(self._choose(predictions, priors.valid, place, level, to_scores))
+            chosen.append(self._choose(predictions, priors.valid, place, level, class_loss))
             start += count
         prior, score, label, group, valid = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
         codes = gather_slots(predictions.codes, prior)
@@ -81,18 +80,22 @@ class DensePostprocess:
         taking_part: Tensor | None,
         place: slice,
         level: int,
-        to_scores: Callable[[Tensor], Tensor],
+        class_loss: ClassLoss,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Prior, score, label, group and validity `(B, k)` of the best candidates among those priors."""
-        scores = to_scores(predictions.class_logits[:, place])  # (B, a, C)
+        logits = predictions.class_logits[:, place]  # (B, a, columns)
         quality = predictions.quality_logits
         quality = None if quality is None else quality[:, place].float().sigmoid()
-        if quality is not None and self.rank_with_quality:
-            scores = (scores * quality[..., None]).pow(self.quality_power)
-        if quality is not None and self.quality_threshold is not None:
-            scores = torch.where((quality >= self.quality_threshold)[..., None], scores, -1.0)
-        if taking_part is not None:
-            scores = torch.where(taking_part[:, place, None], scores, -1.0)
+        taking_part = None if taking_part is None else taking_part[:, place]
+        first = None
+        if logits.shape[1] > self.candidates:
+            # The best pairs are pairs of the priors whose best pair is among the best: fewer to sort.
+            best = self._rated(class_loss.best(logits)[..., None], quality, taking_part)[..., 0]
+            first = best.topk(self.candidates, dim=1).indices
+            logits = gather_slots(logits, first)
+            quality = None if quality is None else quality.gather(1, first)
+            taking_part = None if taking_part is None else taking_part.gather(1, first)
+        scores = self._rated(class_loss.scores(logits), quality, taking_part)
         num_classes = scores.shape[-1]
         pairs = scores.flatten(1)
         score, pair = pairs.topk(min(self.candidates, pairs.shape[1]), dim=1)
@@ -102,5 +105,16 @@ class DensePostprocess:
         prior, label = pair // num_classes, pair % num_classes
         if quality is not None and not self.rank_with_quality:
             score = (score.clamp(min=0) * quality.gather(1, prior)).pow(self.quality_power)
+        prior = prior if first is None else first.gather(1, prior)
         group = label if self.nms_groups == "class" else torch.full_like(label, level)
         return prior + place.start, score, label, group, valid
+
+    def _rated(self, scores: Tensor, quality: Tensor | None, taking_part: Tensor | None) -> Tensor:
+        """What pairs `(B, a, C)` are ranked by; -1 for priors that are dropped."""
+        if quality is not None and self.rank_with_quality:
+            scores = (scores * quality[..., None]).pow(self.quality_power)
+        if quality is not None and self.quality_threshold is not None:
+            scores = torch.where((quality >= self.quality_threshold)[..., None], scores, -1.0)
+        if taking_part is not None:
+            scores = torch.where(taking_part[..., None], scores, -1.0)
+        return scores

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .towards_no import towards_no
+
 
 @dataclass(frozen=True)
 class SigmoidLoss:
@@ -27,6 +29,10 @@ class SigmoidLoss:
         """`(..., C)` logits to `(..., C)` scores."""
         return logits.float().sigmoid()
 
+    def best(self, logits: Tensor) -> Tensor:
+        """`(..., C)` logits to the highest score `(...)`."""
+        return self.scores(logits.amax(-1))
+
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(SigmoidLoss):
@@ -34,9 +40,9 @@ class BinaryCrossEntropy(SigmoidLoss):
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
         """Logits `(..., C)`, labels `(...)`, scores `(...)` in 0..1 to losses `(...)`."""
-        logits = logits.float()
         # -log(1-p) for every class, and -score*log(p/(1-p)) more at the label.
-        return (F.softplus(logits).sum(-1) - scores * at_label(logits, labels)) * self.weight
+        costs, label_logits = towards_no(logits, labels, 0.0)
+        return (costs - scores * label_logits) * self.weight
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,9 @@ class FocalLoss(SigmoidLoss):
         The negative form is summed over all classes and exchanged for the positive one at the label,
         so no one-hot target of the logits' size is made.
         """
-        logits = logits.float()
-        label_logits = at_label(logits, labels)
+        costs, label_logits = towards_no(logits, labels, self.gamma)
         exchanged = self._positive(label_logits) - self._negative(label_logits)
-        return (self._negative(logits).sum(-1) + torch.where(scores > 0, exchanged, 0.0)) * self.weight
+        return ((1 - self.alpha) * costs + torch.where(scores > 0, exchanged, 0.0)) * self.weight
 
     def _negative(self, logits: Tensor) -> Tensor:
         return (1 - self.alpha) * logits.sigmoid().pow(self.gamma) * F.softplus(logits)
@@ -82,6 +87,10 @@ class CrossEntropy:
     def scores(self, logits: Tensor) -> Tensor:
         """`(..., C + 1)` logits to `(..., C)` scores."""
         return logits.float().softmax(-1)[..., :-1]
+
+    def best(self, logits: Tensor) -> Tensor:
+        """`(..., C + 1)` logits to the highest score `(...)`."""
+        return self.scores(logits).amax(-1)
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
         """Logits `(..., C + 1)`, labels `(...)`, scores `(...)` of 0 or 1 to losses `(...)`."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .classification import SigmoidLoss, at_label
+from .towards_no import towards_no
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,9 @@ class QualityFocalLoss(SigmoidLoss):
 
         As in `FocalLoss`, the form towards 0 is summed over all classes and exchanged at the label.
         """
-        logits = logits.float()
-        label_logits = at_label(logits, labels)
+        costs, label_logits = towards_no(logits, labels, self.beta)
         exchanged = self._towards(label_logits, scores) - self._towards(label_logits, 0.0)
-        return (self._towards(logits, 0.0).sum(-1) + exchanged) * self.weight
+        return (costs + exchanged) * self.weight
 
     def _towards(self, logits: Tensor, scores: Tensor | float) -> Tensor:
         distance = (logits.sigmoid() - scores).abs()

@@ -146,7 +146,7 @@ def test_only_objectness_trains_on_images_without_objects():
 def test_detections_equal_a_loop_over_the_priors():
     predictions, sizes = random_predictions(1, seed=3), torch.tensor([[64, 64]])
     postprocess = replace(POSTPROCESS, candidates=40, score_threshold=0.3, nms=GreedyNMS(iou=1.0))
-    found = postprocess(predictions, PRIORS, sizes, GridCoder(), BinaryCrossEntropy().scores)
+    found = postprocess(predictions, PRIORS, sizes, GridCoder(), BinaryCrossEntropy())
     assert predictions.quality_logits is not None
     objectness = predictions.quality_logits[0].sigmoid().tolist()
     pairs = [
@@ -172,7 +172,7 @@ def test_a_quality_threshold_drops_all_that_is_below():
     low = replace(predictions, quality_logits=torch.full_like(predictions.quality_logits, -5.0))  # pyright: ignore
     for threshold in (0.05, None):
         found = replace(POSTPROCESS, score_threshold=threshold)(
-            low, PRIORS, torch.tensor([[64, 64]]), GridCoder(), BinaryCrossEntropy().scores
+            low, PRIORS, torch.tensor([[64, 64]]), GridCoder(), BinaryCrossEntropy()
         )
         assert not found.valid.any()
         assert not found.scores.any()

@@ -56,6 +56,12 @@ def test_cross_entropy_has_the_background_last(case):
     torch.testing.assert_close(loss.scores(wide).sum(-1), 1 - wide.softmax(-1)[..., -1])
 
 
+def test_the_best_score_is_the_highest(case):
+    logits = case[0]
+    for loss in (FocalLoss(), BinaryCrossEntropy(), CrossEntropy()):
+        torch.testing.assert_close(loss.best(logits), loss.scores(logits).amax(-1), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("loss", [FocalLoss(), BinaryCrossEntropy()])
 @pytest.mark.parametrize("value", [-120.0, 0.0, 120.0])
 def test_extreme_logits_stay_finite(loss, value: float):
