@@ -19,9 +19,9 @@ from torchvision import tv_tensors
 
 from .data.canvas import Canvas
 from .data.collate import collate
-from .data.images import IMAGE_SUFFIXES, decode_image
-from .data.sample import Sample, Transform, image_tensor
-from .engine.placing import place
+from .data.images import IMAGE_SUFFIXES, decode_image, decode_reduced
+from .data.sample import Sample, Transform, image_tensor, needed_size
+from .engine.placing import place, place_model
 from .engine.precision import Precision, resolve_precision
 from .errors import DataError
 from .evaluation.collect import encode, to_original, to_records
@@ -148,6 +148,7 @@ class Detector:
         device: where to predict.
         precision: "auto", "fp32", "bf16" or "fp16".
         config: the experiment that the model comes from, where it is known.
+        reduced_decoding: decode JPEG files no larger than the first transform needs.
     """
 
     def __init__(
@@ -159,17 +160,19 @@ class Detector:
         device: str | torch.device = "cpu",
         precision: str = "auto",
         config: Any = None,
+        reduced_decoding: bool = False,
     ) -> None:
         self.device = torch.device(device)
         usable = "auto" if precision == "fp16" and self.device.type != "cuda" else precision
         self.precision: Precision = resolve_precision(usable, self.device)
-        self.model = model.to(self.device).eval()
-        if self.precision.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = model.eval()
+        place_model(model, self.device, self.precision.channels_last)
         self.label_map = label_map
         self.transforms = tuple(transforms)
         self.canvas = canvas or Canvas()
         self.config = config
+        self.reduced_decoding = reduced_decoding
+        self._needed = needed_size(self.transforms) if reduced_decoding else None
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
@@ -233,11 +236,14 @@ class Detector:
             return self.model.predict(moved.images, moved.sizes)  # pyright: ignore[reportCallIssue]
 
     def _sample(self, picture: Picture, number: int) -> Sample:
-        image = image_tensor(to_pil(picture))
-        size = (int(image.shape[1]), int(image.shape[2]))
+        if isinstance(picture, str | os.PathLike):
+            image, size = decode_reduced(picture, self._needed)
+        else:
+            image = to_pil(picture)
+            size = (image.height, image.width)
         boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)  # pyright: ignore
         sample: Sample = {
-            "image": image,
+            "image": image_tensor(image),
             "boxes": boxes,
             "labels": torch.zeros(0, dtype=torch.int64),
             "ignore": torch.zeros(0, dtype=torch.bool),

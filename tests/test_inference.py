@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from boxwright.data.canvas import Canvas
 from boxwright.data.transforms import Resize
-from boxwright.errors import DataError
+from boxwright.errors import ConfigError, DataError
 from boxwright.inference import Detector, ImageDetections, pictures_of, to_pil
 from boxwright.labels import LabelMap
 from boxwright.structures import Detections
@@ -181,3 +181,21 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert isinstance(result, ImageDetections)
     assert result.size == (100, 50)
     assert to_pil(tmp_path / "turned.jpg").size == (50, 100)
+
+
+def test_files_are_decoded_at_a_reduced_size_where_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    grain = np.random.default_rng(0).integers(0, 60, (160, 320, 3))
+    Image.fromarray((grain + 120).astype(np.uint8)).save(path)
+    transforms, canvas = (Resize(short=32, long=64),), Canvas(((32, 64), (64, 32)))
+    reduced = Detector(WholeImage(), LABELS, transforms, canvas, precision="fp32", reduced_decoding=True)
+    result = reduced(path)
+    assert isinstance(result, ImageDetections)
+    assert result.boxes.tolist() == [[0.0, 0.0, 320.0, 160.0]]  # in pixels of the file
+    assert result.size == (160, 320)
+    first, second = (each._sample(path, 0)["image"] for each in (reduced, detector()))
+    assert first.shape == second.shape == (3, 32, 64)
+    difference = (first.int() - second.int()).abs().float()
+    assert 0 < difference.mean() < 6  # white grain is the hardest to shrink
+    with pytest.raises(ConfigError, match="first transform must resize"):
+        Detector(WholeImage(), LABELS, (), canvas, precision="fp32", reduced_decoding=True)

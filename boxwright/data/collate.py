@@ -22,17 +22,19 @@ def collate(samples: Sequence[Sample], canvas: Canvas) -> Batch:
 
     Returns:
         A batch of B images in the order of the samples: uint8, 0 in the padding, and `G = slot_count(most
-        objects of an image)` slots. A slot whose object is an `ignore` region is not `valid`. The batch has
-        masks where the samples have, also when none of its images holds an object; semantic maps are padded
-        with `NO_CLASS`.
+        objects of an image)` slots. The images lie in memory with the channels innermost (`channels_last`),
+        as decoded images do: whole rows are copied, and convolutions in low precision want it so. A slot
+        whose object is an `ignore` region is not `valid`. The batch has masks where the samples have, also
+        when none of its images holds an object; semantic maps are padded with `NO_CLASS`.
 
     Raises:
         DataError: an image does not fit the canvas, masks or maps are in some of the samples only, the
-            samples' boxes, labels, ignore flags and masks differ in number, or a map in size from its image.
+            samples' boxes, labels, ignore flags and masks differ in number, or boxes or a map are of another
+            size than their image.
     """
     sizes = [(int(s["image"].shape[-2]), int(s["image"].shape[-1])) for s in samples]
     height, width = canvas.shape_for(sizes, [_name(s) for s in samples])
-    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    images = torch.zeros((len(samples), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
         image[:, :h, :w] = sample["image"]
     return Batch(
@@ -53,6 +55,12 @@ def _targets(samples: Sequence[Sample], canvas: tuple[int, int]) -> Targets:
             raise DataError(
                 f"{_name(sample)}: a transform returned different numbers of boxes, labels, ignore flags "
                 f"and masks: {lengths}"
+            )
+        size, canvas_size = tuple(sample["image"].shape[-2:]), tuple(sample["boxes"].canvas_size)
+        if size != canvas_size:
+            raise DataError(
+                f"{_name(sample)}: the image has {size} (height, width) pixels, but its boxes lie on "
+                f"{canvas_size}: a transform resized one of them only"
             )
     count = len(samples)
     slots = slot_count(max(len(s["boxes"]) for s in samples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -14,6 +15,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
+_FACTORS = (8, 4, 2)  # by which libjpeg reduces while it decodes
 
 
 def _open(path: Path) -> Image.Image:
@@ -80,19 +82,63 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
         DataError: the file is missing, empty, truncated, not an image, or larger than
             `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    return decode_reduced(path, None)[0]
+
+
+def decode_reduced(
+    path: str | os.PathLike[str], needed: Callable[[tuple[int, int]], tuple[int, int]] | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode an image file as `decode_image`, at a reduced size where that is enough.
+
+    A JPEG file is decoded at 1/8, 1/4 or 1/2 of its size, which takes a fraction of the time: its blocks of
+    8 x 8 frequencies are turned into 1, 2 x 2 or 4 x 4 pixels. The smallest is taken that still has the
+    pixels needed and by which both sides can be divided, so that each pixel stands for a whole square of the
+    file's. Every other image is decoded in full.
+
+    Args:
+        path: the image file.
+        needed: says for the image's (height, width) which (height, width) is enough; None to decode in full.
+
+    Returns:
+        A PIL image of mode RGB, and the (height, width) of the image in full; EXIF orientation is applied to
+        both.
+
+    Raises:
+        DataError: as `decode_image`.
+    """
     path = Path(path)
     with _open(path) as image:
         try:
+            factor = 1 if needed is None else _reduce(image, needed)
             image.load()
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I;16"):
-                turned = turned.convert("I").point(lambda value: value / 256).convert("L")
-            return turned.convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            decoded: Image.Image = image
+            if image.mode.startswith("I;16"):
+                decoded = image.convert("I").point(lambda value: value / 256).convert("L")
+            decoded = decoded if decoded.mode == "RGB" else decoded.convert("RGB")
+            return decoded, (decoded.height * factor, decoded.width * factor)
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
             raise DataError(
                 f"{path}: the image cannot be decoded ({error}); copy it again or remove it "
                 "from the annotations"
             ) from error
+
+
+def _reduce(image: Image.Image, needed: Callable[[tuple[int, int]], tuple[int, int]]) -> int:
+    """Make a JPEG file that is not yet decoded give fewer pixels; by which factor on each side."""
+    if image.format not in ("JPEG", "MPO"):
+        return 1
+    width, height = image.size
+    if Image.Image.getexif(image).get(_ORIENTATION, 1) in _TURNED:
+        least_width, least_height = needed((width, height))
+    else:
+        least_height, least_width = needed((height, width))
+    for factor in _FACTORS:
+        whole = width % factor == 0 and height % factor == 0
+        if whole and width >= factor * least_width and height >= factor * least_height:
+            image.draft(None, (width // factor, height // factor))
+            return factor
+    return 1
 
 
 def decode_class_map(path: str | os.PathLike[str]) -> Image.Image:

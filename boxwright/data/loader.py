@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..structures import Batch, pin_memory
 from .canvas import Canvas
 from .collate import collate
-from .sample import Transform, load_sample
+from .sample import Size, Transform, load_sample, needed_size
 from .sampling import BatchPlan, count_batches, orientation_groups, plan_batches
 from .table import Table
 
@@ -68,9 +68,11 @@ class Loader:
         with_semantic: read maps of semantic classes; by default in training, if the table has any.
         prefetch: batches that each worker makes ahead.
         pin_memory: put batches into page-locked memory; by default if there is a CUDA device.
+        reduced_decoding: decode JPEG files no larger than the first transform needs, which must be a
+            `sample.Resizing`: see `images.decode_reduced`.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the transforms allow no reduced decoding.
         DataError: the table is empty, or has no masks or maps where they are asked for. While iterating: an
             image cannot be decoded or does not fit the canvas (the message names the file), or a worker died.
     """
@@ -89,6 +91,7 @@ class Loader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
         with_semantic: bool | None = None,
+        reduced_decoding: bool = False,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -120,7 +123,14 @@ class Loader:
         self._plans = _Plans()
         self._torch_loader = DataLoader(
             _Batches(
-                table, tuple(transforms), canvas, with_masks, with_semantic, seed, mark_repeated=not shuffle
+                table,
+                tuple(transforms),
+                canvas,
+                with_masks,
+                with_semantic,
+                seed,
+                not shuffle,
+                needed_size(transforms) if reduced_decoding else None,
             ),
             batch_size=None,
             sampler=self._plans,
@@ -228,6 +238,7 @@ class _Batches(Dataset):
     with_semantic: bool
     seed: int
     mark_repeated: bool
+    needed: Callable[[Size], Size] | None
 
     def __getitem__(self, plan: BatchPlan) -> _Delivery:
         try:
@@ -240,7 +251,7 @@ class _Batches(Dataset):
         return _Delivery(batch)
 
     def _sample(self, epoch: int, index: int) -> Any:
-        sample = load_sample(self.table[index], self.with_masks, self.with_semantic)
+        sample = load_sample(self.table[index], self.with_masks, self.with_semantic, self.needed)
         generator = sample_generator(self.seed, epoch, index)
         for transform in self.transforms:
             sample = transform(sample, generator)

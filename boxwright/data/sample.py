@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NotRequired, TypeAlias, TypedDict
+from collections.abc import Callable, Sequence
+from typing import NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from ..errors import DataError
-from .images import decode_image
+from ..errors import ConfigError, DataError
+from .images import decode_reduced
 from .masks import to_bitmap
 from .records import Record
 from .semantic import load_map
@@ -21,7 +21,8 @@ class Sample(TypedDict):
     """One image with its n objects, as transforms take and return it.
 
     Keys:
-        image: `(3, H, W)` uint8, RGB.
+        image: `(3, H, W)` uint8, RGB. Before a `Resizing` transform it can have fewer pixels than the
+            `canvas_size` of the boxes says, which all else refers to.
         boxes: `(n, 4)` float32 xyxy in pixels of the image, inside of it.
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
@@ -47,6 +48,38 @@ Transform: TypeAlias = Callable[[Sample, torch.Generator], Sample]
 """A weightless part that takes a sample and the generator to draw from, and returns a new sample."""
 
 
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@runtime_checkable
+class Resizing(Protocol):
+    """A transform that only resizes, so that an image before it may be decoded at a reduced size."""
+
+    def largest_size(self, size: Size) -> Size:
+        """A size that it never exceeds on an image of `size`."""
+        ...
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Resize to a size that follows from the boxes' `canvas_size` and the generator."""
+        ...
+
+
+def needed_size(transforms: Sequence[Transform]) -> Callable[[Size], Size]:
+    """How large an image must be decoded for these transforms: see `decode_reduced`.
+
+    Raises:
+        ConfigError: the first of them does not resize.
+    """
+    if transforms and isinstance(transforms[0], Resizing):
+        return transforms[0].largest_size
+    first = type(transforms[0]).__name__ if transforms else "none"
+    raise ConfigError(
+        f"reduced_decoding: the first transform must resize, but is {first}: put a Resize first in training "
+        "and evaluation, or decode in full (reduced_decoding=false)"
+    )
+
+
 def image_tensor(image: Image.Image) -> tv_tensors.Image:
     """A PIL image of mode RGB as a `(3, H, W)` uint8 tensor.
 
@@ -62,20 +95,26 @@ def as_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> tv_tensors.BoundingB
     return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size)  # pyright: ignore
 
 
-def load_sample(record: Record, with_masks: bool = False, with_semantic: bool = False) -> Sample:
+def load_sample(
+    record: Record,
+    with_masks: bool = False,
+    with_semantic: bool = False,
+    needed: Callable[[Size], Size] | None = None,
+) -> Sample:
     """Decode the image of a record and put its objects beside it.
 
     Args:
         record: one row of a table.
         with_masks: rasterise the masks too; each object that is not an `ignore` region must then have one.
         with_semantic: read the map of semantic classes too, which the record must then name.
+        needed: decode the image no larger than needed, see `decode_reduced`; a `Resizing` transform must
+            come next. Boxes, masks and the map are in full.
 
     Raises:
         DataError: the image cannot be decoded or has another size than the record says, or a mask or the
             map is missing or damaged.
     """
-    image = image_tensor(decode_image(record.file))
-    size = (int(image.shape[1]), int(image.shape[2]))
+    image, size = decode_reduced(record.file, needed)
     if size != (record.height, record.width):
         raise DataError(
             f"{record.file}: the image has {size[1]} x {size[0]} pixels, but its annotation says "
@@ -84,7 +123,7 @@ def load_sample(record: Record, with_masks: bool = False, with_semantic: bool = 
         )
     boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)
     sample: Sample = {
-        "image": image,
+        "image": image_tensor(image),
         "boxes": as_boxes(boxes, size),
         "labels": torch.tensor(record.labels, dtype=torch.int64),
         "ignore": torch.tensor(record.ignore, dtype=torch.bool),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from boxwright.data import decode_image, image_size
-from boxwright.data.images import looks_whole
+from boxwright.data.images import decode_reduced, looks_whole
 from boxwright.errors import DataError
 
 
@@ -88,3 +88,77 @@ def test_damaged_files(tmp_path: Path, write_image) -> None:
         with pytest.raises(DataError, match=what) as caught:
             decode_image(path)
         assert str(path) in str(caught.value)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth colours with edges and a little grain, `(height, width, 3)` uint8: what JPEG is made for."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    picture = np.zeros((height, width, 3))
+    for channel in range(3):
+        for _ in range(6):
+            fx, fy, phase = random.uniform(1, 25), random.uniform(1, 25), random.uniform(0, 6)
+            picture[..., channel] += np.sin(fx * x + fy * y + phase)
+    for _ in range(30):
+        top, left = random.integers(0, height - 20), random.integers(0, width - 20)
+        high, wide = random.integers(10, height // 3), random.integers(10, width // 3)
+        picture[top : top + high, left : left + wide] += random.normal(0, 1.5, 3)
+    return (128 + 30 * picture + random.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".mpo"])
+def test_reduced_decoding_keeps_size_and_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x{suffix}"
+    more = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]} if suffix == ".mpo" else {}
+    Image.fromarray(photograph(160, 320)).save(path, exif=exif, quality=92, **more)
+    whole = decode_image(path)
+    asked = []
+
+    def needed(size: tuple[int, int]) -> tuple[int, int]:
+        asked.append(size)
+        return size[0] // 4, size[1] // 4
+
+    reduced, size = decode_reduced(path, needed)
+    assert asked == [size] == [(whole.height, whole.width)]
+    assert reduced.size == (whole.width // 4, whole.height // 4)
+    expected = np.asarray(whole.resize(reduced.size, Image.Resampling.BOX), dtype=int)
+    # Each pixel stands for its own 4 x 4 pixels: any shift or turn would differ at the edges.
+    assert np.abs(np.asarray(reduced, dtype=int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("size", "needed", "factor"),
+    [
+        ((160, 320), (20, 40), 8),
+        ((160, 320), (20, 41), 4),
+        ((160, 320), (81, 160), 1),
+        ((160, 324), (20, 40), 4),  # 324 is no multiple of 8
+        ((161, 320), (20, 40), 1),
+        ((160, 320), (400, 400), 1),
+    ],
+)
+def test_the_factor_leaves_enough_and_divides_both_sides(tmp_path: Path, size, needed, factor) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(photograph(*size)).save(path)
+    decoded, full = decode_reduced(path, lambda _: needed)
+    assert full == size
+    assert decoded.size == (size[1] // factor, size[0] // factor)
+
+
+def test_other_formats_are_decoded_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(photograph(160, 320)).save(path)
+    decoded, full = decode_reduced(path, lambda _: (10, 10))
+    assert decoded.size == (320, 160)
+    assert full == (160, 320)
+
+
+def test_damage_is_found_in_a_reduced_decoding_too(tmp_path: Path) -> None:
+    good, cut = tmp_path / "good.jpg", tmp_path / "cut.jpg"
+    Image.fromarray(photograph(160, 320)).save(good)
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cut\.jpg.*truncated"):
+        decode_reduced(cut, lambda _: (10, 10))

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import signal
@@ -18,7 +19,14 @@ from boxwright.data.loader import REPEATED, Loader
 from boxwright.data.sample import load_sample
 from boxwright.data.sampling import plan_batches
 from boxwright.data.table import Record
-from boxwright.data.transforms import HorizontalFlip, PhotometricDistortion, Resize, ResizeByRange
+from boxwright.data.transforms import (
+    HorizontalFlip,
+    PhotometricDistortion,
+    Resize,
+    ResizeByRange,
+    ResizeByValue,
+    ResizeFixed,
+)
 from boxwright.errors import ConfigError, DataError
 
 TRANSFORMS = (ResizeByRange((16, 30), 40), HorizontalFlip(), PhotometricDistortion())
@@ -223,6 +231,69 @@ def test_what_a_spawned_worker_needs_can_be_pickled(table):
     copy = pickle.loads(pickle.dumps(made))
     plan = plan_batches([np.arange(5)], 3)[0]
     assert equal(copy[plan].batch, made[plan].batch)
+
+
+def photographs(folder: Path) -> FakeTable:
+    """Two JPEG files of 256 x 160 pixels, one of them lying, each with a mask."""
+    y, x = np.mgrid[:160, :256]
+    waves = 128 + 60 * np.sin(np.stack([x + y, 2 * x - y, x - 2 * y], -1) / 11)
+    grain = np.random.default_rng(0).normal(0, 3, waves.shape)
+    exif = Image.Exif()
+    records = []
+    for i, orientation in enumerate((1, 6)):
+        exif[0x0112] = orientation
+        path = folder / f"{i}.jpg"
+        Image.fromarray((waves + grain).astype(np.uint8)).save(path, quality=92, exif=exif)
+        width, height = (256, 160) if orientation == 1 else (160, 256)
+        box = np.array([[20.25, 30.5, 90.75, 100.0]], np.float32)
+        mask = [[[20.25, 30.5, 90.75, 30.5, 90.75, 100.0]]]
+        records.append(Record(i, path, width, height, box, np.zeros(1, int), np.zeros(1, bool), mask))
+    return FakeTable(records)
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [Resize(40, 64), ResizeFixed((30, 50)), ResizeByValue((20, 40), 64), ResizeByRange((20, 40), (50, 64))],
+    ids=lambda resize: type(resize).__name__,
+)
+def test_reduced_decoding_changes_pixels_a_little_and_nothing_else(tmp_path, resize):
+    table = photographs(tmp_path)
+    transforms = (resize, HorizontalFlip())
+    for epoch in range(3):
+        whole, reduced = (
+            loader(table, transforms=transforms, batch_size=1, reduced_decoding=reduces)
+            for reduces in (False, True)
+        )
+        for each in (whole, reduced):
+            each.set_epoch(epoch)
+        for one, two in zip(whole, reduced, strict=True):
+            difference = (one.images.int() - two.images.int()).abs()
+            assert 0 < difference.float().mean() < 2
+            assert difference.max() <= 24
+            assert equal(dataclasses.replace(two, images=one.images), one)
+
+
+def test_reduced_decoding_needs_a_resizing_transform_in_first_place(table):
+    with pytest.raises(ConfigError, match=r"first transform must resize, but is none.*Resize"):
+        loader(table, transforms=(), reduced_decoding=True)
+    with pytest.raises(ConfigError, match="is HorizontalFlip"):
+        loader(table, transforms=(HorizontalFlip(), Resize(40, 64)), reduced_decoding=True)
+
+
+class Forgetful:
+    """Says that it resizes, and does not."""
+
+    def largest_size(self, size):
+        return 20, 30
+
+    def __call__(self, sample, generator):
+        return sample
+
+
+def test_a_transform_that_does_not_resize_as_it_said_is_named(tmp_path):
+    table = photographs(tmp_path)
+    with pytest.raises(DataError, match=r"jpg.*a transform resized one of them only"):
+        list(loader(table, transforms=(Forgetful(),), batch_size=1, reduced_decoding=True))
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
-from boxwright.data.sample import Sample, as_boxes, image_tensor
+from boxwright.data.sample import Resizing, Sample, as_boxes, image_tensor
 from boxwright.data.transforms import (
     Expand,
     HorizontalFlip,
@@ -313,3 +313,13 @@ def test_photometric_ranges_and_probability():
 def test_wrong_arguments_are_named(part, arguments, named):
     with pytest.raises(ConfigError, match=named):
         part(**arguments)
+
+
+@pytest.mark.parametrize("transform", [t for t in SPATIAL if isinstance(t, Resizing)], ids=repr)
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(2, 200), width=st.integers(2, 200), seed=st.integers(0, 10**6))
+def test_no_result_is_larger_than_said(transform, height, width, seed):
+    sample = make(height, width, 0, masks=False)
+    out = transform(sample, rng(seed))
+    largest = transform.largest_size((height, width))
+    assert all(side <= limit for side, limit in zip(out["image"].shape[-2:], largest, strict=True))

@@ -39,6 +39,12 @@ def image_size(sample: Sample) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def full_size(sample: Sample) -> tuple[int, int]:
+    """Height and width that the boxes refer to; the image has fewer pixels where it was decoded reduced."""
+    height, width = sample["boxes"].canvas_size
+    return int(height), int(width)
+
+
 def mask_boxes(masks: Tensor) -> Tensor:
     """The tightest boxes `(n, 4)` float32 around bitmaps `(n, H, W)`; zeros for an empty bitmap."""
     boxes = torch.zeros(len(masks), 4)
@@ -73,12 +79,13 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     by side, as they do after decoding. Masks and maps take the nearest pixel by centres (`nearest-exact`):
     plain `nearest` shifts them by up to one output pixel against the boxes.
     """
-    if size == image_size(sample):
+    old = full_size(sample)
+    if size == old == image_size(sample):
         return sample
     out = sample.copy()
     image = F.resize(sample["image"], list(size), InterpolationMode.BILINEAR, antialias=True)
     out["image"] = tv_tensors.Image(image)
-    (old_height, old_width), (height, width) = image_size(sample), size
+    (old_height, old_width), (height, width) = old, size
     boxes = sample["boxes"].as_subclass(Tensor)
     ratio = torch.tensor([width / old_width, height / old_height] * 2)
     out["boxes"] = as_boxes(box_ops.clip(boxes * ratio, torch.tensor(size)), size)

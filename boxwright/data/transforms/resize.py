@@ -1,6 +1,7 @@
 """Resizing: keeping the ratio, to a fixed size, and the two multi-scale modes of MMDetection.
 
-All sizes are `(height, width)` in pixels. Boxes and masks follow the image; no object is dropped.
+All sizes are `(height, width)` in pixels. Boxes and masks follow the image; no object is dropped. Each says
+with `largest_size` how many pixels it needs at most, so that a JPEG file may be decoded at a reduced size.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import ConfigError
-from ..sample import Sample
-from .functional import image_size, integer, resize, scaled_size
+from ..sample import Sample, Size
+from .functional import full_size, integer, resize, scaled_size
 
 
 def _check(name: str, field: str, numbers: Sequence[int]) -> None:
@@ -34,9 +35,13 @@ class Resize:
     def __post_init__(self) -> None:
         _check("Resize", "short and long", (self.short, self.long))
 
+    def largest_size(self, size: Size) -> Size:
+        """The size that an image of `size` gets."""
+        return scaled_size(size, self.short, self.long)
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the resized sample; nothing is drawn from `generator`."""
-        return resize(sample, scaled_size(image_size(sample), self.short, self.long))
+        return resize(sample, self.largest_size(full_size(sample)))
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,13 @@ class ResizeFixed:
         if len(self.size) != 2:
             raise ConfigError(f"ResizeFixed: size must be (height, width), but is {self.size}")
 
+    def largest_size(self, size: Size) -> Size:
+        """The size that every image gets."""
+        return int(self.size[0]), int(self.size[1])
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the resized sample; nothing is drawn from `generator`."""
-        return resize(sample, (int(self.size[0]), int(self.size[1])))
+        return resize(sample, self.largest_size(full_size(sample)))
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,14 @@ class ResizeByValue:
         if not self.shorts:
             raise ConfigError("ResizeByValue: shorts is empty; give at least one length of the short side")
 
+    def largest_size(self, size: Size) -> Size:
+        """The size that an image of `size` gets at the largest scale."""
+        return scaled_size(size, max(self.shorts), self.long)
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample at a drawn scale."""
         short = self.shorts[integer(generator, 0, len(self.shorts) - 1)]
-        return resize(sample, scaled_size(image_size(sample), short, self.long))
+        return resize(sample, scaled_size(full_size(sample), short, self.long))
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,11 @@ class ResizeByRange:
             if len(limits) != 2 or limits[0] > limits[1]:
                 raise ConfigError(f"ResizeByRange: {name} must be (lowest, highest), but is {limits}")
 
+    def largest_size(self, size: Size) -> Size:
+        """The size that an image of `size` gets at the largest scale."""
+        long = self.long if isinstance(self.long, int) else max(self.long[1], self.shorts[1])
+        return scaled_size(size, self.shorts[1], long)
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample at a drawn scale."""
         short = integer(generator, self.shorts[0], self.shorts[1])
@@ -104,4 +122,4 @@ class ResizeByRange:
             long = self.long
         else:
             short, long = sorted((short, integer(generator, *self.long)))
-        return resize(sample, scaled_size(image_size(sample), short, long))
+        return resize(sample, scaled_size(full_size(sample), short, long))
