@@ -37,6 +37,7 @@ def evaluate(
     progress: bool = True,
     before_iter: Callable[[Batch], None] | None = None,
     after_iter: Callable[[Batch, Detections], None] | None = None,
+    channels_last: bool = False,
 ) -> dict[str, float]:
     """Metrics of a detector over all batches of a loader.
 
@@ -49,6 +50,7 @@ def evaluate(
         progress: show a progress bar (on the main process, in a terminal).
         before_iter: called with each batch before it is predicted.
         after_iter: called with each batch and its predictions after the evaluators have taken them.
+        channels_last: whether the model's convolutions have the channels innermost in memory.
 
     Raises:
         ValueError: two evaluators give the same key.
@@ -63,7 +65,7 @@ def evaluate(
             for batch in loader:
                 if before_iter is not None:
                     before_iter(batch)
-                detections = predict_batch(model, batch, device, autocast)
+                detections = predict_batch(model, batch, device, autocast, channels_last)
                 for evaluator in evaluators:
                     evaluator.update(batch, detections)
                 if after_iter is not None:
@@ -75,12 +77,18 @@ def evaluate(
 
 
 def predict_batch(
-    model: nn.Module, batch: Batch, device: torch.device, autocast: torch.dtype | None = None
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
 ) -> Detections:
-    """The model's predictions for a batch, which is brought to the model's device first."""
+    """The model's predictions for a batch, which is brought to the model's device and layout first."""
     moved = to_device(Batch(batch.images, batch.sizes), device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = moved.images.contiguous(memory_format=layout)
     with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        return model.predict(moved.images, moved.sizes)  # pyright: ignore[reportCallIssue]
+        return model.predict(images, moved.sizes)  # pyright: ignore[reportCallIssue]
 
 
 def merge_metrics(evaluators: Sequence[Evaluator]) -> dict[str, float]:
