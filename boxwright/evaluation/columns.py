@@ -47,12 +47,13 @@ class Found:
         """The detections of all parts, one behind the other; all have masks or none has."""
         if not parts:
             return cls.of([])
-        columns = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("images", "categories", "boxes", "scores")
+        return cls(
+            images=np.concatenate([part.images for part in parts]),
+            categories=np.concatenate([part.categories for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            masks=None if parts[0].masks is None else tuple(m for part in parts for m in part.masks or ()),
         )
-        masks = None if parts[0].masks is None else tuple(m for part in parts for m in part.masks or ())
-        return cls(*columns, masks)
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -259,7 +259,7 @@ def _accumulate(
         order = start + np.argsort(-scores[start:stop], kind="stable")
         for m, limit in enumerate(limits):
             taken = order[rank[order] < limit]
-            for a in np.flatnonzero(objects[k]):
+            for a in np.flatnonzero(objects[k]).tolist():
                 hits, alarms = _unpack(right[taken], a), _unpack(wrong[taken], a)
                 curve = _curve(hits, alarms, scores[taken], int(objects[k, a]))
                 precision[:, :, k, a, m], recall[:, k, a, m], score[:, :, k, a, m] = curve

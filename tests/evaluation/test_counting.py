@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def with_masks(entries: list[dict]) -> list[dict]:
 
     def triangle(box: list[float]) -> dict:
         x, y, w, h = box
-        return mask.merge(mask.frPyObjects([[x, y, x + w, y, x + w, y + h]], 200, 200))
+        rings: Any = mask.frPyObjects([[x, y, x + w, y, x + w, y + h]], 200, 200)
+        return mask.merge(rings)
 
     return [{**entry, "segmentation": triangle(entry["bbox"])} for entry in entries]
 
