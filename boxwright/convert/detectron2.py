@@ -18,7 +18,6 @@ from ..interop.detectron2 import from_detectron2, weights_of
 from ..labels import LabelMap
 from ..models.detectors import Normalise
 from ..models.layers import FrozenBatchNorm2d
-from ..models.losses import SmoothL1
 from ..models.roi_heads import MeanScores
 from ..recipes import recipe as recipe_named
 from ..recipes.experiment import Experiment
@@ -82,12 +81,15 @@ def experiment_of_detectron2(weights: Mapping[str, Tensor]) -> tuple[Config[Expe
     if "head.cls_score.weight" in weights and "head.bbox_pred.weight" in weights:
         experiment = recipe_named("retinanet_r50_fpn_1x")
         experiment.model.neck.extra = "on_input" if _from_c5(weights) else "on_output"
+        experiment.model.neck.relu_before_extra = True
         anchors = weights["head.bbox_pred.weight"].shape[0] // 4
         count = weights["head.cls_score.weight"].shape[0] // anchors
-        experiment.model.head.criterion.code_loss = Config(SmoothL1, beta=0.1)
+        experiment.model.head.criterion.assigner.low_quality_keeps_best = True
     elif "proposal_generator.rpn_head.conv.weight" in weights:
         kinds = ("cascade_rcnn", "cascade_mask_rcnn") if stages else ("faster_rcnn", "mask_rcnn")
         experiment = recipe_named(f"{kinds[masks]}_r50_{'fpn' if pyramid else 'c4'}_1x")
+        assigner = experiment.model.rpn.criterion.assigner
+        assigner.min_positive_iou, assigner.low_quality_keeps_best = 0.0, True
         scores = "roi_heads.box_predictor.0.cls_score" if stages else "roi_heads.box_predictor.cls_score"
         count = weights[f"{scores}.weight"].shape[0] - 1
         if stages:

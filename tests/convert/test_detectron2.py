@@ -118,6 +118,21 @@ def test_every_weight_finds_its_place_in_the_detector_read_off_the_weights(recip
         torch.testing.assert_close(value, ours.state_dict()[name])
 
 
+def test_what_the_weights_do_not_say_is_as_in_the_zoo() -> None:
+    # LastLevelP6P7 has a ReLU before P7; Matcher takes the best anchors of an object however little they
+    # overlap, and leaves them to the object that they overlap most; Base-RetinaNet.yaml has the L1 loss.
+    for recipe in ("retinanet_r50_fpn_1x", "faster_rcnn_r50_fpn_1x"):
+        ours = bw.build(bw.recipe(recipe), num_classes=2, pretrained=False)
+        weights = their_weights(ours, "backbone.bottom_up")
+        experiment, _ = experiment_of_detectron2({k: torch.from_numpy(v) for k, v in weights.items()})
+        model = experiment.model
+        dense = model.head if recipe.startswith("retinanet") else model.rpn
+        assert dense.criterion.assigner.min_positive_iou == 0
+        assert dense.criterion.assigner.low_quality_keeps_best
+        assert dense.criterion.code_loss.beta == 0
+        assert model.neck.relu_before_extra == recipe.startswith("retinanet")
+
+
 def test_a_pickle_of_the_zoo_becomes_a_detector(tmp_path: Path) -> None:
     ours = bw.build(bw.recipe("faster_rcnn_r50_fpn_1x"), num_classes=2, pretrained=False)
     file = tmp_path / "model_final.pkl"
