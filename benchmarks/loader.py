@@ -9,6 +9,7 @@ is measured with files decoded in full, and with `reduced_decoding` where that c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -169,8 +170,8 @@ def memory(table: Table, workers: int) -> tuple[float, float]:
         table, [Resize(short=64, long=64)], Canvas(), batch_size=1, workers=workers, with_masks=False
     )
     batches = iter(loader)
-    for _ in range(workers * 20):
-        next(batches)
+    for _ in itertools.islice(batches, workers * 20):
+        pass
     own = os.getpid()
     children = [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
     private = [set_size(pid, "Private_Clean") + set_size(pid, "Private_Dirty") for pid in children]

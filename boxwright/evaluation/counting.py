@@ -93,6 +93,7 @@ def count_detections(truth: Truth, found: Found, limits: Sequence[int], by_class
         group_of(truth.images, truth.categories),
         group_of(found.images, found.categories),
         limits[-1],
+        by_class,
     )
     counted = _in_range(truth.areas) & ~truth.crowd[:, None]
     regular, single = _bits(counted)[ordered.objects], np.where(truth.crowd, 0, -1)[ordered.objects]
@@ -105,11 +106,12 @@ def count_detections(truth: Truth, found: Found, limits: Sequence[int], by_class
 
 
 def _sort(
-    truth: Truth, found: Found, object_group: np.ndarray, found_group: np.ndarray, limit: int
+    truth: Truth, found: Found, object_group: np.ndarray, found_group: np.ndarray, limit: int, by_class: bool
 ) -> _Sorted:
     # Where classes are taken for one, their order decides among equal scores and overlaps.
     objects = np.lexsort((truth.categories, object_group))
-    detections = np.lexsort((found.categories, -found.scores, found_group))
+    ties = () if by_class else (found.categories,)
+    detections = np.lexsort((*ties, -found.scores, found_group))
     rank = _rank(found_group[detections])
     kept = rank < limit
     detections, rank = detections[kept], rank[kept]
