@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from datetime import timedelta
 from typing import Literal
 
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, TrainingError
 
 _GROUPS: dict[int | Literal["node"], dist.ProcessGroup] = {}  # by size; a process group is made once
 
@@ -123,10 +125,52 @@ def restarted() -> bool:
     return any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
 
 
-def start(device: torch.device) -> None:
-    """Join the process group that `torchrun` describes in the environment, if it does."""
+def start(device: torch.device, seconds: float = 1800.0) -> None:
+    """Join the process group that `torchrun` describes in the environment, if it does.
+
+    Args:
+        device: of this process; chooses NCCL or gloo.
+        seconds: how long to wait for the other processes.
+
+    Raises:
+        TrainingError: some did not come; the main process names them.
+    """
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, number, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(_meet(store, number, world, seconds), store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=world)
+
+
+def _meet(store: dist.Store, number: int, world: int, seconds: float) -> str:
+    """A name in the store that only those processes know that are there now.
+
+    `torchrun` keeps one store over restarts, in which the addresses of processes that are gone would mislead
+    the new ones (https://github.com/pytorch/pytorch/issues/135712). So each asks under a name of its own, and
+    the main one answers until all have taken its answer: what dead ones asked does no harm.
+    """
+    name = uuid.uuid4().hex
+    if number:
+        store.set(f"ask/{number}", name)
+        try:
+            store.wait([f"answer/{name}"], timedelta(seconds=seconds))
+        except RuntimeError as error:
+            raise TrainingError(f"rank {number}: the main process did not answer: {error}") from error
+        common = store.get(f"answer/{name}").decode()
+        store.set(f"{common}/{number}", "")
+        return common
+    absent, answered, deadline = set(range(1, world)), set(), time.monotonic() + seconds
+    while absent:
+        if time.monotonic() > deadline:
+            raise TrainingError(f"ranks {sorted(absent)} of {world} did not come within {seconds:g} s")
+        for other in sorted(absent):
+            if store.check([f"{name}/{other}"]):
+                absent.discard(other)
+            elif store.check([f"ask/{other}"]) and (asking := store.get(f"ask/{other}")) not in answered:
+                store.set(f"answer/{asking.decode()}", name)
+                answered.add(asking)
+        time.sleep(0.01)
+    return name
 
 
 def limit_waiting(seconds: float) -> None:

@@ -48,7 +48,9 @@ class Loader:
 
     *Resuming.* `state_dict` counts the batches handed to the consumer, not those made ahead. After
     `load_state_dict`, iterating gives exactly the rest of that epoch; the following epochs are whole. The
-    loader never draws from the global random generators.
+    loader never draws from the global random generators. Which images make up a step depends neither on the
+    number of ranks nor on `accumulate`, so a state of one may be loaded with another, as long as the images
+    of a step are as many: the position must then be between two steps.
 
     *Workers* stay alive between epochs. On Linux they are forked, so that a script needs no main guard; a
     worker runs torch with one thread, so that the fork never waits for a lock of OpenMP. About `workers *
@@ -70,6 +72,8 @@ class Loader:
         pin_memory: put batches into page-locked memory; by default if there is a CUDA device.
         reduced_decoding: decode JPEG files no larger than the first transform needs, which must be a
             `sample.Resizing`: see `images.decode_reduced`.
+        accumulate: batches of each rank that make up one step.
+        share: which part of the data this is, and of how many, where ranks do not say it.
 
     Raises:
         ConfigError: a number is out of range, or the transforms allow no reduced decoding.
@@ -92,9 +96,12 @@ class Loader:
         pin_memory: bool | None = None,
         with_semantic: bool | None = None,
         reduced_decoding: bool = False,
+        accumulate: int = 1,
+        share: tuple[int, int] | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
+            ("accumulate", accumulate, 1),
             ("workers", workers, 0),
             ("prefetch", prefetch, 1),
         ):
@@ -115,7 +122,8 @@ class Loader:
         canvas = canvas if canvas is not None else Canvas()
         with_masks = table.has_masks if with_masks is None else with_masks
         with_semantic = shuffle and table.semantic is not None if with_semantic is None else with_semantic
-        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.batch_size, self.accumulate, self.share = batch_size, accumulate, share
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         ratios = np.asarray(table.aspect_ratios()) if canvas.varies else np.ones(len(table))
         self._groups = orientation_groups(ratios)
         self._num_images = len(table)
@@ -149,7 +157,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches of one whole epoch on this rank, the same on all ranks."""
         sizes = [len(group) for group in self._groups]
-        return count_batches(sizes, self.batch_size, distributed.world_size(), self.drop_last)
+        return count_batches(sizes, self.batch_size, self._share[1], self.drop_last, self.accumulate)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives; a position loaded for another one is forgotten."""
@@ -163,10 +171,11 @@ class Loader:
             self.batch_size,
             seed=self.seed,
             epoch=self._epoch,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
+            rank=self._share[0],
+            world=self._share[1],
             shuffle=self.shuffle,
             drop_last=self.drop_last,
+            accumulate=self.accumulate,
         )
         self._position, self._start = self._start, 0
         self._plans.rest = plans[self._position :]
@@ -181,7 +190,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, int | bool]:
         """The exact position: the epoch, how many of its batches were handed out, and what that rests on."""
-        return {"epoch": self._epoch, "position": self._position, **self._identity()}
+        position = {"epoch": self._epoch, "position": self._position, "accumulate": self.accumulate}
+        return {**position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken: the next iteration gives the rest of that epoch.
@@ -194,7 +204,10 @@ class Loader:
                 differs.
         """
         differing = {k: (state[k], v) for k, v in self._identity().items() if state[k] != v}
-        complete = state["position"] >= state["batches"]
+        steps, within = divmod(state["position"], state.get("accumulate", 1))
+        complete = steps >= state["batches"]
+        if within and state["accumulate"] != self.accumulate:
+            differing["accumulate"] = (state["accumulate"], self.accumulate)
         if differing and not complete and state["position"]:
             listed = ", ".join(f"{k} was {then}, now {now}" for k, (then, now) in differing.items())
             raise ConfigError(
@@ -202,14 +215,18 @@ class Loader:
                 "settings, or from a checkpoint at the end of an epoch"
             )
         self._epoch = state["epoch"]
-        self._start = self._position = len(self) if complete else state["position"]
+        self._start = self._position = len(self) if complete else steps * self.accumulate + within
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        return self.share or (distributed.rank(), distributed.world_size())
 
     def _identity(self) -> dict[str, int | bool]:
+        """What the order of the images rests on; a batch is here that of a step, over all ranks."""
         return {
-            "batches": len(self),
+            "batches": len(self) // self.accumulate,
             "images": self._num_images,
-            "batch_size": self.batch_size,
-            "world": distributed.world_size(),
+            "batch_size": self.batch_size * self._share[1] * self.accumulate,
             "seed": self.seed,
             "shuffle": self.shuffle,
         }

@@ -49,6 +49,27 @@ def test_ranks_share_every_image_exactly_once(s):
 
 
 @settings(max_examples=40, deadline=None)
+@given(SETTINGS, st.sampled_from([(1, 12), (2, 6), (3, 4), (4, 1), (12, 1)]), st.booleans())
+def test_the_images_of_a_step_rest_on_their_number_alone(s, shares, drop_last):
+    """One rank that takes 12 images at once, or ranks and accumulated batches that share them out."""
+    groups = plans_of(s)[1]
+    order = {"shuffle": s["shuffle"], "seed": s["seed"], "epoch": s["epoch"], "drop_last": drop_last}
+    whole = plan_batches(groups, 12, **order)
+    world, batch_size = shares
+    accumulate = 12 // world // batch_size
+    ranks = [
+        plan_batches(groups, batch_size, rank=r, world=world, accumulate=accumulate, **order)
+        for r in range(world)
+    ]
+    sizes = [len(group) for group in groups]
+    assert len(ranks[0]) == count_batches(sizes, batch_size, world, drop_last, accumulate)
+    for number, plan in enumerate(whole):
+        parts = [rank[number * accumulate + place] for place in range(accumulate) for rank in ranks]
+        assert plan.indices == tuple(i for part in parts for i in part.indices)
+        assert plan.repeated == tuple(r for part in parts for r in part.repeated)
+
+
+@settings(max_examples=40, deadline=None)
 @given(SETTINGS)
 def test_drop_last_leaves_out_and_repeats_only_in_tiny_groups(s):
     plans, groups, _ = plans_of(s, drop_last=True)

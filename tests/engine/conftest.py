@@ -27,10 +27,10 @@ def toy() -> ModuleType:
 class Launcher:
     """Starts runs in children of one process that has imported PyTorch."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, script: Path = TOY) -> None:
         self.log = log
         self.process = subprocess.Popen(
-            [sys.executable, str(TOY)],
+            [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
@@ -58,6 +58,14 @@ class Launcher:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory):
@@ -65,6 +73,14 @@ def launcher(tmp_path_factory):
         pytest.skip("no fork here")
     launcher = Launcher(tmp_path_factory.mktemp("log") / "stderr")
     yield launcher
-    launcher.process.stdin.close()
-    launcher.process.wait()
-    launcher.process.stdout.close()
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def elastic(tmp_path_factory):
+    """A launcher of the jobs in `elastic.py`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    launcher = Launcher(tmp_path_factory.mktemp("log") / "elastic", TOY.with_name("elastic.py"))
+    yield launcher
+    launcher.close()
