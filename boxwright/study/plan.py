@@ -14,12 +14,13 @@ import fiddle as fdl
 from fiddle import daglish
 
 from ..assembly import describe_data, is_experiment
-from ..config import Pretrained, apply_overrides, clone, to_json
+from ..config import Pretrained, clone, to_json
 from ..config.describe import argument
 from ..data import Data, folder
 from ..errors import BoxwrightError, ConfigError
 from ..recipes import recipe as recipe_named
 from ..recipes import table
+from ..recipes.norms import override
 
 _VARIANT = re.compile(r"(?P<recipe>.+?)(?::\s*(?P<words>[A-Za-z_][\w.]*=.*))?", re.DOTALL)
 _NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_][\w.]*=)")
@@ -272,7 +273,7 @@ def _describe(variant: Variant, data: Any, overrides: Sequence[str], weights: st
         config.data = data if isinstance(data, Data | fdl.Buildable) else fdl.Config(folder, root=str(data))
     if weights is not None:
         start_from(config, weights)
-    apply_overrides(config, (*overrides, *variant.overrides))
+    override(config, (*overrides, *variant.overrides))  # pyright: ignore[reportArgumentType]
     if isinstance(config.data, Data):
         config.data = describe_data(config.data, None)
     return config

@@ -10,6 +10,7 @@ from boxwright.engine import TrainingInterrupted
 from boxwright.engine.hooks import PreciseNormHook
 from boxwright.engine.hooks.precise_norm import precise_statistics
 from boxwright.errors import ConfigError
+from boxwright.models.layers import ConvNorm, InPlaceBatchNorm2d
 
 RANKS = Path(__file__).with_name("precise_norm_ranks.py")
 
@@ -42,6 +43,19 @@ def test_statistics_are_those_of_the_joined_data(toy):
     assert_precise(toy, model, batches)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"backbone.1.running_mean", "backbone.1.running_var"}
+
+
+def test_a_norm_that_takes_over_the_activation_is_seen_too(toy):
+    model = toy.Net(norm=False)
+    model.backbone[0] = ConvNorm(3, 4, 3, norm=InPlaceBatchNorm2d)
+    batches = [toy.make_batch(0, 2), toy.make_batch(1, 3)]
+    assert precise_statistics(model, batches) == 1
+    with torch.no_grad():
+        pixels = model.backbone[0].conv(torch.cat([b.images for b in batches]).float() / 255)
+    norm = model.backbone[0].norm
+    torch.testing.assert_close(norm.running_mean, pixels.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, pixels.transpose(0, 1).flatten(1).var(1))
+    assert "activated" not in vars(norm)
 
 
 def test_norms_that_see_nothing_keep_their_statistics(toy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ def precise_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
                 hooks.enter_context(_watched(norm, moments[name]))
             for batch in batches:
                 # Not `model(batch)`: a compiled model does not call hooks that came after it was compiled.
-                model.forward(without_ids(batch))
+                model._call_impl(without_ids(batch))
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(kept[name])
@@ -198,10 +199,21 @@ class Moments:
 
 
 @contextmanager
-def _watched(norm: nn.Module, moments: Moments) -> Iterator[None]:
+def _watched(norm: Any, moments: Moments) -> Iterator[None]:
     """Show the norm's inputs to `moments`."""
     handle = norm.register_forward_pre_hook(lambda _, inputs: moments.add(inputs[0]))
+    activated = getattr(norm, "activated", None)  # the other way to call a norm that takes over an activation
+
+    def shown(x: Tensor, activation: nn.Module) -> Tensor:
+        assert activated is not None
+        moments.add(x)
+        return activated(x, activation)
+
+    if activated is not None:
+        norm.activated = shown
     try:
         yield
     finally:
         handle.remove()
+        if activated is not None:
+            del norm.activated
