@@ -169,6 +169,7 @@ PAPERS = {
     "ResNeXt": Paper(
         "Aggregated Residual Transformations for Deep Neural Networks", "Xie et al.", 2017, "1611.05431"
     ),
+    "Rethinking batch norm": Paper('Rethinking "Batch" in BatchNorm', "Wu and Johnson", 2021, "2105.07576"),
     "RetinaNet": Paper("Focal Loss for Dense Object Detection", "Lin et al.", 2017, "1708.02002"),
     "SimpleDet": Paper(
         "SimpleDet: A Simple and Versatile Distributed Framework"

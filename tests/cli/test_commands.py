@@ -48,6 +48,7 @@ COMMANDS = (
     ["data", "browse"],
     ["data", "convert"],
     ["doctor"],
+    ["variance"],
     ["demo"],
 )
 

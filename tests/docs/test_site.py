@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import boxwright as bw
-from boxwright.config import apply_overrides
+from boxwright.recipes.norms import override
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -79,7 +79,7 @@ def test_recipes_and_overrides_in_commands_exist() -> None:
         assert unknown in ([], ["RECIPE"], ["NAME"]), f"no recipe {unknown}"
         overrides = [word for word in words if "=" in word and word.split("=")[0] not in OWN_WORDS]
         if names:
-            apply_overrides(bw.recipe(names[0]), overrides)
+            override(bw.recipe(names[0]), overrides)
 
 
 def test_files_named_in_pages_exist() -> None:
