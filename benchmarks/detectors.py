@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,19 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from boxwright.engine.placing import place, place_model
 from boxwright.engine.precision import resolve_precision
+from boxwright.inference import prepare
 from boxwright.interop import from_torchvision
 from boxwright.models.detectors import OneStageDetector, TwoStageDetector
 from boxwright.ops.masks import pack
 from boxwright.structures import Batch, Targets, to_device
+
+CLASS_LOGITS = {"head.classification_head.cls_logits": 0.6, "roi_heads.box_predictor.cls_score": 1.5}
+"""Spread of the class logits of detectors that find something, by the layer that makes them."""
+
+BACKGROUND = 6.5
+"""What the logit of no object has more than the others where there is one."""
 
 OBJECTS = 8
 CLASSES = 80
@@ -62,23 +70,33 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def torchvision_features(module: nn.Module, images: list[Tensor]) -> Iterable[Tensor]:
+    """The pyramid's levels of one of torchvision's detectors."""
+    prepared, _ = module.transform(list(images))  # pyright: ignore
+    return module.backbone(prepared.tensors).values()  # pyright: ignore
+
+
 @dataclass
 class Pair:
     """Two detectors with the same weights, and the images and objects of one step for each.
 
     Args:
-        theirs: torchvision's. Resizing is switched off: the images have their size already.
+        theirs: the peer's. Resizing is switched off: the images have their size already.
         ours: made of it by the importer.
-        images: float images in 0..1, as torchvision takes them.
-        targets: as torchvision takes them.
+        images: as the peer takes them; torchvision: float images in 0..1.
+        targets: as torchvision takes them; others have them beside their images.
         batch: the same for ours.
+        who: the peer.
+        features: the pyramid's levels of the peer's detector for the images.
     """
 
     theirs: nn.Module
     ours: OneStageDetector | TwoStageDetector
-    images: list[Tensor]
+    images: list[Any]
     targets: list[dict[str, Tensor]]
     batch: Batch
+    who: str = "torchvision"
+    features: Callable[[nn.Module, list[Any]], Iterable[Tensor]] = torchvision_features
 
     def step(self, who: str, precision: str) -> Callable[[], object]:
         """A whole training step: forward, backward, SGD."""
@@ -86,8 +104,8 @@ class Pair:
         model = (self.ours if ours else self.theirs).train()
         device = self.batch.images.device
         chosen = resolve_precision(precision, device)
-        if ours and chosen.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore
+        if ours:
+            place_model(model, device, chosen.channels_last)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=ours or None)
 
@@ -107,13 +125,15 @@ class Pair:
         model = (self.ours if ours else self.theirs).eval()
         device = self.batch.images.device
         chosen = resolve_precision(precision, device)
-        if ours and chosen.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore
+        images = self.batch.images
+        if ours:
+            prepare(model, device, chosen)
+            images = place(self.batch, device, chosen.channels_last).images
 
         def predict() -> object:
             with torch.inference_mode(), chosen.autocast(device):
                 if ours:
-                    return self.ours.predict(self.batch.images, self.batch.sizes)
+                    return self.ours.predict(images, self.batch.sizes)
                 return model(list(self.images))
 
         return predict
@@ -122,13 +142,21 @@ class Pair:
         """Largest difference of their features, in standard deviations: that they do the same work."""
         self.theirs.eval(), self.ours.eval()
         with torch.inference_mode():
-            images, _ = self.theirs.transform(list(self.images))  # pyright: ignore
-            theirs = self.theirs.backbone(images.tensors)  # pyright: ignore
+            theirs = self.features(self.theirs, self.images)
             ours = self.ours.features(self.batch.images, self.batch.sizes)
             return max(
                 float((a.float() - b.float()).abs().max() / b.float().std())
-                for a, b in zip(ours, theirs.values(), strict=True)
+                for a, b in zip(ours, theirs, strict=True)
             )
+
+    def check(self) -> None:
+        """Stop where their features differ.
+
+        Raises:
+            AssertionError: by more than the order of summation explains.
+        """
+        difference = self.difference()
+        assert difference < 1e-2, f"{self.who}: features differ by {difference:.2g} standard deviations"
 
 
 def make_pair(name: str, batch: int, height: int, width: int, device: torch.device) -> Pair:
@@ -138,7 +166,8 @@ def make_pair(name: str, batch: int, height: int, width: int, device: torch.devi
     theirs.transform.resize = lambda image, target=None: (image, target)  # pyright: ignore
     theirs.transform.postprocess = lambda result, shapes, originals: result  # pyright: ignore
     images, targets, ours = make_input(batch, height, width, "mask" in name)
-    calibrate(theirs, images[:1])
+    calibrate(theirs, lambda: theirs(images[:1]))
+    find_something(theirs, images[:1])
     model = from_torchvision(theirs)
     shift = 1 if isinstance(model, TwoStageDetector) else 0
     moved = [{k: v.to(device) for k, v in t.items()} for t in targets]
@@ -147,8 +176,7 @@ def make_pair(name: str, batch: int, height: int, width: int, device: torch.devi
     pair = Pair(
         theirs.to(device), model.to(device), [i.to(device) for i in images], moved, to_device(ours, device)
     )  # pyright: ignore
-    difference = pair.difference()
-    assert difference < 1e-2, f"{name}: features differ by {difference:.2g} standard deviations"
+    pair.check()
     return pair
 
 
@@ -183,10 +211,28 @@ def _ellipse(box: Tensor, height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, images: list[Tensor]) -> None:
+def find_something(module: nn.Module, images: list[Tensor]) -> None:
+    """Spread the class logits of one of torchvision's detectors, so that some hundred candidates are left.
+
+    Random predictors give all classes nearly one score, below any threshold: post-processing is never done.
+    """
+    for name, layer in module.named_modules():
+        if name not in CLASS_LOGITS:
+            continue
+        outputs: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda _, __, output, to=outputs: to.append(output.flatten()))
+        module.eval()(list(images))
+        hook.remove()
+        layer.weight.mul_(CLASS_LOGITS[name] / torch.cat(outputs).std())  # pyright: ignore
+        if isinstance(layer, nn.Linear):
+            layer.bias[0] += BACKGROUND
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, predict: Callable[[], object]) -> None:
     """Give the norms of a random network the statistics of an image, as pretrained ones have.
 
-    Without, activations grow from block to block, and boxes and scores become meaningless.
+    Without, activations grow from block to block, and boxes and scores become meaningless. `predict` runs it.
     """
 
     def measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -194,8 +240,9 @@ def calibrate(module: nn.Module, images: list[Tensor]) -> None:
         norm.running_mean.copy_(x.mean((0, 2, 3)))  # pyright: ignore
         norm.running_var.copy_(x.var((0, 2, 3)).clamp(min=1e-3))  # pyright: ignore
 
-    norms = [m for m in module.modules() if isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if hasattr(m, "running_var")]  # each toolbox has its frozen one
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    module.eval()(list(images))
+    module.eval()
+    predict()
     for hook in hooks:
         hook.remove()

@@ -1,23 +1,27 @@
 """Peak memory of a training step: what tensors take at the worst moment, weights and gradients included.
 
-On a CPU each run is a process of its own, whose allocator's events the profiler counts; on CUDA it is
-`max_memory_allocated`. Images are counted once: both get them ready.
+Each run is a process of its own. Ours is measured as it is and with settings of `memory`, beside
+torchvision's detector with the same weights. `python -m benchmarks savings` shows what each setting saves.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 
+from boxwright.engine.memory import Memory, save_memory
+
 from . import harness
 from .detectors import BUILDERS, make_pair
+from .peak import Peak, in_process, peak_of, say
 from .training import input_size
+
+SETTINGS = {
+    "ours": Memory(),
+    "ours, checkpoint=auto": Memory(checkpoint="auto"),
+}
+THEIRS = "torchvision"
 
 
 def main() -> None:
@@ -33,59 +37,42 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         name, who, precision, *numbers = arguments.one
-        print(json.dumps(peak(name, who, precision, *map(int, numbers))))
+        say(measure(name, who, precision, *map(int, numbers)))
         return
     device = harness.the_device()
     for name in arguments.models:
         for precision in arguments.precisions:
             height, width = arguments.size or input_size(name, device)
-            sizes = (arguments.batch, height, width)
-            peaks = {who: in_process(name, who, precision, *sizes) for who in ("ours", "torchvision")}
-            rows = [
-                harness.Row(
-                    *(name, who, precision, arguments.batch, f"{height}x{width}", 0.0, 0.0),
-                    ratio=value / peaks["ours"],
-                    value=value / 2**20,
-                    note="MiB at the peak",
-                )
-                for who, value in peaks.items()
-            ]
-            harness.record("memory", rows, device)
+            compare(name, precision, arguments.batch, height, width, device)
 
 
-def in_process(name: str, who: str, precision: str, *numbers: int) -> int:
-    """The peak, measured in a fresh process."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "memory",
-        "--one",
-        name,
-        who,
-        precision,
-        *map(str, numbers),
+def compare(name: str, precision: str, batch: int, height: int, width: int, device: torch.device) -> None:
+    """Record the peaks of all, each measured in a fresh process."""
+    sizes = (batch, height, width)
+    peaks = {who: in_process("memory", name, who, precision, *sizes) for who in (*SETTINGS, THEIRS)}
+    rows = [
+        harness.Row(
+            *(name, who, precision, batch, f"{height}x{width}", 0.0, 0.0),
+            ratio=peak["tensors"] / peaks["ours"]["tensors"],
+            value=peak["tensors"] / 2**20,
+            note="MiB at the peak",
+        )
+        for who, peak in peaks.items()
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    harness.record("memory", rows, device)
+    for who, peak in peaks.items():
+        share = peak["tensors"] / peaks[THEIRS]["tensors"]
+        words = ", ".join(f"{key} {peak[key] / 2**20:.0f}" for key in ("standing", "resident"))
+        print(f"  {who:24} {share:.2f} of torchvision's; {words} MiB")
 
 
-def peak(name: str, who: str, precision: str, batch: int, height: int, width: int) -> int:
-    """Bytes of tensors at the worst moment of the second step."""
+def measure(name: str, who: str, precision: str, batch: int, height: int, width: int) -> Peak:
+    """Memory of the second step."""
     device = harness.the_device()
     pair = make_pair(name, batch, height, width, device)
-    setattr(pair, "theirs" if who == "ours" else "ours", None)
-    step = pair.step(who, precision)
-    step()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    ours = who != THEIRS
+    setattr(pair, "theirs" if ours else "ours", None)
+    model = pair.ours if ours else pair.theirs
+    if ours:
+        save_memory(model, SETTINGS[who])
+    return peak_of(pair.step("ours" if ours else who, precision), model, device)

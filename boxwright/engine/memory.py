@@ -8,10 +8,12 @@ statistics; `CompileBudget` lets the compiler choose. Values and gradients stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from types import MethodType
 from typing import Any, Literal, Self
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError
 from ..models.layers import Folding, set_folding
 from .state import Hook, TrainState
 
@@ -33,10 +35,10 @@ class Memory:
     """How a training step saves memory.
 
     Args:
-        checkpoint: what is computed again in the backward pass instead of being kept: "none", "auto" (each
-            residual block that trains, see `blocks`), or names of stages and modules, as a tuple or with
-            commas between them. A stage (`layer3`, `backbone.stage4`) stands for each of its blocks, another
-            module is computed again as a whole. Gradients stay the same to the last bit.
+        checkpoint: what is computed again in the backward pass instead of being kept: "none", "auto" (the
+            residual blocks that train, see `checkpoint_modules`), or names of stages and modules, as a tuple
+            or with commas between them. A stage (`layer3`, `backbone.stage4`) is computed again in segments,
+            another module as a whole. Gradients stay the same to the last bit.
         fold: norms with fixed statistics are multiplied into the convolutions before them, which spares their
             inputs: "auto" in bf16 and fp16, "always" in float32, too (other rounding), or "never".
         compile_budget: with `compile`, the share of the activations, 0 to 1, that the compiler may keep; what
@@ -123,25 +125,31 @@ def checkpoint_modules(model: nn.Module, names: Sequence[str] | Literal["auto"] 
     norms learn each batch's statistics once. Parameters, names and the state dict stay, and prediction is
     not touched. In a compiled graph the compiler computes the same modules again.
 
+    A row of n blocks in an `nn.Sequential` is computed again in about sqrt(n) segments, one after the other
+    (the paper's Sec. 4.2): what is kept between segments and what a segment holds are balanced. "auto" takes
+    all blocks of the backbone as one such row, whose segments end with its stages. Blocks in a head
+    (`roi_heads.StageTrunk`) are computed again one by one: their gradients come first, when all else is held.
+
     Args:
         model: a detector, or any module.
         names: "auto" for all `blocks`, else stages and modules by their names, with or without "backbone.".
 
     Returns:
-        The names of the modules that are computed again.
+        The names of the modules that are computed again, whole or in segments.
 
     Raises:
         ConfigError: there is no such module, or nothing in it to compute again; the message lists the stages.
     """
-    if names == "auto":
-        chosen = blocks(model)
-    else:
-        chosen = {path: module for name in names for path, module in _chosen(model, name).items()}
-    for module in chosen.values():
-        if "plain_forward" not in module.__dict__:
-            module.plain_forward = module.forward
-            module.forward = MethodType(_recomputed, module)
-    return tuple(chosen)
+    modules = _modules(model)
+    plan = _automatic(model) if names == "auto" else {}
+    for name in () if names == "auto" else names:
+        plan |= _named(model, name)
+    for path, most in plan.items():
+        if most:
+            _recompute_row(modules[path], most)  # pyright: ignore[reportArgumentType]
+        else:
+            _recompute(modules[path])
+    return tuple(plan)
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -162,6 +170,35 @@ def stages(model: nn.Module) -> list[str]:
     return [name for name, module in modules.items() if name in whole or _items(module, name, nested=False)]
 
 
+def _recompute(module: nn.Module) -> None:
+    if "plain_forward" not in module.__dict__:
+        module.plain_forward = module.forward
+        module.forward = MethodType(_recomputed, module)
+
+
+def _recompute_row(row: nn.Sequential, most: int) -> None:
+    """Compute the items of a row again in segments of at most `most`, of nearly equal length."""
+    if "segments" in row.__dict__:
+        return
+    items, count = list(row), math.ceil(len(row) / most)
+    bounds = [round(i * len(items) / count) for i in range(count + 1)]
+    row.__dict__["segments"] = [nn.Sequential(*items[a:b]) for a, b in pairwise(bounds)]  # not children
+    for segment in row.__dict__["segments"]:
+        _recompute(segment)
+    row.forward = MethodType(_in_segments, row)
+
+
+def _in_segments(row: nn.Sequential, x: Any) -> Any:
+    for segment in row.__dict__["segments"]:
+        x = segment(x)
+    return x
+
+
+def _is_row(module: nn.Module | None) -> bool:
+    """Whether a module does no more than to call its items one after the other."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
 def _blocks(module: nn.Module, name: str, repeated: bool) -> Iterator[tuple[str, nn.Module]]:
     """The blocks inside a module, or the module itself if it is `repeated` and has none inside."""
     in_backbone = name == BACKBONE or name.startswith(f"{BACKBONE}.")
@@ -175,8 +212,16 @@ def _blocks(module: nn.Module, name: str, repeated: bool) -> Iterator[tuple[str,
     yield from found
 
 
-def _chosen(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """What a name stands for: each block of a stage, or the module itself."""
+def _automatic(model: nn.Module) -> dict[str, int]:
+    """What "auto" computes again: rows with the most blocks of a segment, other modules with 0."""
+    found = list(blocks(model))
+    inside = [path for path in found if path.startswith(f"{BACKBONE}.")]
+    plan = _by_row(inside, _modules(model), math.isqrt(len(inside)))
+    return plan | {path: 0 for path in found if path not in inside}
+
+
+def _named(model: nn.Module, name: str) -> dict[str, int]:
+    """What a name stands for, as in `_automatic`: a row of blocks, or the module itself."""
     modules = _modules(model)
     path = next((path for path in (name, _join(BACKBONE, name)) if path and path in modules), None)
     listed = ", ".join(stages(model)) or "none"
@@ -186,15 +231,27 @@ def _chosen(model: nn.Module, name: str) -> dict[str, nn.Module]:
             "any other module may be named by its path"
         )
     module = modules[path]
-    items = _items(module, path, nested=True)
-    if not items and isinstance(module, nn.ModuleList | nn.ModuleDict):  # never called as a whole
-        items = {_join(path, n): child for n, child in module.named_children() if _layers(child)}
-    if not items and not _layers(module):
+    plan = _by_row(_items(module, path, nested=True), modules)
+    if not plan and isinstance(module, nn.ModuleList | nn.ModuleDict):  # never called as a whole
+        plan = {_join(path, n): 0 for n, child in module.named_children() if _layers(child)}
+    if not plan and not _layers(module):
         raise ConfigError(
             f"memory.checkpoint names {path!r}, which has no layers with weights: there is nothing to "
             f"compute again; the stages of this model are: {listed}"
         )
-    return items or {path: module}
+    return plan or {path: 0}
+
+
+def _by_row(paths: Iterable[str], modules: Mapping[str, nn.Module], most: int = 0) -> dict[str, int]:
+    """Blocks by the rows that they stand in, with `most` blocks a segment or the root of the row's length."""
+    plan = {}
+    for path in paths:
+        row = modules[parent := path.rpartition(".")[0]]
+        if _is_row(row):
+            plan[parent] = most or math.isqrt(len(row))  # pyright: ignore[reportArgumentType]
+        else:
+            plan[path] = 0
+    return plan
 
 
 def _items(module: nn.Module, name: str, nested: bool) -> dict[str, nn.Module]:
@@ -238,34 +295,27 @@ def _recomputed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
     if torch.compiler.is_compiling():  # the compiler updates statistics once by itself
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    inputs = list(_tensors((args, kwargs)))
-    contexts = partial(_contexts, module, inputs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    # A list is kept as it is now: DenseNet's grows from layer to layer.
+    args = tuple(list(value) if isinstance(value, list) else value for value in args)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, module), **kwargs)
 
 
-def _contexts(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[nullcontext, _Again]:
-    return nullcontext(), _Again(module, inputs)
+def _contexts(module: nn.Module) -> tuple[nullcontext, _Again]:
+    return nullcontext(), _Again(module)
 
 
 class _Again:
-    """What a module's second pass runs in: its norms learn nothing, and its inputs are what they were.
+    """What a module's second pass runs in: its norms learn nothing.
 
     Args:
         module: the module.
-        inputs: the tensors it was called with.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.module, self.inputs = module, inputs
-        self.versions = [tensor._version for tensor in inputs]
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.buffers: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
 
     def __enter__(self) -> Self:
-        if [tensor._version for tensor in self.inputs] != self.versions:
-            raise TrainingError(
-                f"the input of a {type(self.module).__name__} that is computed again was changed in place "
-                "since its first pass: leave it out of memory.checkpoint, or mend what writes in place"
-            )
         for norm in self.module.modules():
             if norm.training and getattr(norm, "running_mean", None) is not None:
                 self.buffers.append((norm, dict(norm._buffers)))
@@ -276,15 +326,3 @@ class _Again:
         for norm, buffers in self.buffers:
             norm._buffers.update(buffers)
         self.buffers.clear()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

@@ -8,7 +8,9 @@ from types import MethodType
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from ..layers import CONVOLUTIONS, in_low_precision, scale_and_shift, scaled_conv
+from ..layers import CONVOLUTIONS, FrozenBatchNorm2d, folded, folds, is_fixed
+
+_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 def fold_norms(net: nn.Module) -> int:
@@ -33,12 +35,13 @@ def fold_norms(net: nn.Module) -> int:
     for node in graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         before = node.args[0] if norm is not None and node.args else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node):
+        if not isinstance(norm, _NORMS) or not isinstance(before, fx.Node):
             continue
         conv = modules.get(str(before.target)) if before.op == "call_module" else None
         once = len(before.users) == calls[str(node.target)] == calls[str(before.target)] == 1
         if once and isinstance(conv, nn.Conv2d) and type(conv) in CONVOLUTIONS:
-            conv.__dict__["following"] = (norm,)  # not a child: its parameters have their names already
+            # Not children: their parameters have their names already.
+            conv.__dict__["following"], norm.__dict__["preceding"] = (norm,), (conv,)
             conv.forward = MethodType(_conv_with_norm, conv)
             norm.forward = MethodType(_rest_of_norm, norm)
             count += 1
@@ -47,19 +50,20 @@ def fold_norms(net: nn.Module) -> int:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, nn.BatchNorm2d | nn.Conv2d)
+        known = isinstance(m, (*_NORMS, nn.Conv2d))
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
 def _conv_with_norm(conv: nn.Conv2d, x: Tensor) -> Tensor:
     (norm,) = conv.__dict__["following"]
-    fixed = scale_and_shift(norm) if in_low_precision(x) else None
-    return type(conv).forward(conv, x) if fixed is None else scaled_conv(conv, *fixed, x)
+    output = folded(conv, norm, x) if folds(conv, x) else None
+    return type(conv).forward(conv, x) if output is None else output
 
 
 def _rest_of_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What is left of a norm once its convolution has scaled and shifted: timm's have an activation."""
-    if not in_low_precision(x) or scale_and_shift(norm) is None:
+    (conv,) = norm.__dict__["preceding"]
+    if not folds(conv, x) or not is_fixed(norm):
         return type(norm).forward(norm, x)
     for name in ("drop", "act"):
         layer = getattr(norm, name, None)

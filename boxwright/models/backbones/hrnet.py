@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import FeatureSpec
-from ..layers import ConvFactory, NormLayer, conv_norm, init_kaiming, set_batch_norm_eval
+from ..layers import ConvFactory, NormLayer, conv_norm, conv_norm_act, init_kaiming, set_batch_norm_eval
 from .pretrained import CLASSIFIERS, load_backbone_weights
 from .resnet_blocks import BasicBlock, BlockStyle, Bottleneck
 
@@ -97,8 +97,8 @@ class HRNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one `(B, C, H / stride, W / stride)` for each of `specs`."""
-        x = self.relu(conv_norm(self.conv1, self.bn1, x))
-        x = self.relu(conv_norm(self.conv2, self.bn2, x))
+        x = conv_norm_act(self.conv1, self.bn1, self.relu, x)
+        x = conv_norm_act(self.conv2, self.bn2, self.relu, x)
         maps = [self.layer1(x)]
         for stage in (2, 3, 4):
             # A branch that is there already goes on; the new one begins from the coarsest.
@@ -171,8 +171,7 @@ class _Unit(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         conv, norm, *after = self
-        x = conv_norm(conv, norm, input)
-        return after[0](x) if after else x
+        return conv_norm_act(conv, norm, after[0], input) if after else conv_norm(conv, norm, input)
 
 
 def _style(norm: NormLayer, conv: ConvFactory) -> BlockStyle:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import FeatureSpec
-from ..layers import ConvFactory, NormLayer, conv_norm, freeze, init_kaiming, set_batch_norm_eval
+from ..layers import ConvFactory, NormLayer, conv_norm_act, freeze, init_kaiming, set_batch_norm_eval
 from .pretrained import is_file, load_backbone_weights
 from .resnet_blocks import BasicBlock, Block, BlockStyle, Bottleneck
 
@@ -142,7 +142,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one `(B, C, H / stride, W / stride)` for each of `specs`."""
-        x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.bn1, x))
+        layers = [*self.stem] if self.deep_stem else [self.conv1, self.bn1, self.relu]
+        for conv, norm, relu in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+            x = conv_norm_act(conv, norm, relu, x)
         x = self.maxpool(x)
         features = []
         for stage in range(1, self.out_stages[-1] + 1):

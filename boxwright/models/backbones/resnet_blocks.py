@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..layers import ConvFactory, NormLayer, conv_norm
+from ..layers import ConvFactory, NormLayer, conv_norm, conv_norm_act
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class BasicBlock(Block):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before plugin and sum."""
-        x = self.relu(conv_norm(self.conv1, self.bn1, x))
+        x = conv_norm_act(self.conv1, self.bn1, self.relu, x)
         return conv_norm(self.conv2, self.bn2, x)
 
 
@@ -116,8 +116,8 @@ class Bottleneck(Block):
 
     def branch(self, x: Tensor) -> Tensor:
         """The residual, before plugin and sum."""
-        x = self.relu(conv_norm(self.conv1, self.bn1, x))
-        x = self.relu(conv_norm(self.conv2, self.bn2, x))
+        x = conv_norm_act(self.conv1, self.bn1, self.relu, x)
+        x = conv_norm_act(self.conv2, self.bn2, self.relu, x)
         return conv_norm(self.conv3, self.bn3, x)
 
 

@@ -8,6 +8,7 @@ VGG-16 are `features.31` and `features.33`, as in MMDetection's checkpoints.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ CONVOLUTIONS = {
 CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS, FC_STEP = 1024, 4
 """Channels of fc6 and fc7: every fourth of VGG's 4096."""
+OUTPUTS = ("conv4", "fc")
+"""Stages whose last layer is given."""
 FULL = {"fc6": 0, "fc7": 3}
 """Numbers of the full layers in torchvision's classifier."""
 
@@ -91,7 +94,12 @@ class VGG(nn.Module):
         layers += [nn.Conv2d(in_channels, FC_CHANNELS, 3, padding=6, dilation=6), nn.ReLU(inplace=True)]
         layers += [nn.Conv2d(FC_CHANNELS, FC_CHANNELS, 1), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers)
-        self.outputs = (self.numbers["conv5_1"] - 2, len(layers) - 1)  # ReLUs: before pool4, and the last
+        # The same layers stage by stage, each but the first with the pool before it: no children, so that
+        # parameters keep their names.
+        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        parts = [layers[a:b] for a, b in pairwise([0, *pools, len(layers)])]
+        names = [*(f"conv{stage}" for stage in range(1, len(CHANNELS) + 1)), "fc"]
+        self.chains = {name: nn.Sequential(*part) for name, part in zip(names, parts, strict=True)}
         self.specs = (FeatureSpec(CHANNELS[3], 8), FeatureSpec(FC_CHANNELS, 16))
         init_kaiming(self)
         if weights is not None:
@@ -100,9 +108,9 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images `(B, 3, H, W)` to one map for each of `specs`, its sides rounded up."""
         features = []
-        for number, layer in enumerate(self.features):
-            x = layer(x)
-            if number in self.outputs:
+        for name, layers in self.chains.items():
+            x = layers(x)
+            if name in OUTPUTS:
                 features.append(x)
         return features
 

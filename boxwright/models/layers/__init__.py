@@ -10,16 +10,21 @@ from .fold import (
     CONVOLUTIONS,
     Folding,
     conv_norm,
+    conv_norm_act,
+    folded,
     folds,
     in_low_precision,
+    is_fixed,
     scale_and_shift,
     scaled_conv,
     set_folding,
 )
 from .freeze import freeze, set_batch_norm_eval
 from .init import bias_for_prior, init_kaiming, init_normal, init_xavier
+from .inplace_norm import InPlaceBatchNorm2d
 from .norm import FrozenBatchNorm2d, NormLayer, group_norm
 from .scale import Scale
+from .settle import settle
 
 __all__ = [
     "CONVOLUTIONS",
@@ -32,6 +37,7 @@ __all__ = [
     "DeformConv2d",
     "Folding",
     "FrozenBatchNorm2d",
+    "InPlaceBatchNorm2d",
     "ModulatedDeformConv2d",
     "NormLayer",
     "OffsetDeformConv2d",
@@ -39,6 +45,8 @@ __all__ = [
     "StridedDepthwiseConv2d",
     "bias_for_prior",
     "conv_norm",
+    "conv_norm_act",
+    "folded",
     "folds",
     "freeze",
     "group_norm",
@@ -46,6 +54,7 @@ __all__ = [
     "init_kaiming",
     "init_normal",
     "init_xavier",
+    "is_fixed",
     "join_norms",
     "leaky_relu",
     "relu",
@@ -53,5 +62,6 @@ __all__ = [
     "scaled_conv",
     "set_batch_norm_eval",
     "set_folding",
+    "settle",
     "use_fast_depthwise",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .depthwise import StridedDepthwiseConv2d
+from .inplace_norm import InPlaceBatchNorm2d
 from .norm import FrozenBatchNorm2d
+from .settle import ready, run
 
 CONVOLUTIONS = (nn.Conv2d, StridedDepthwiseConv2d)
 """Layers whose kernel can take a scale; others derived from them (weight standardisation) may not."""
@@ -51,8 +54,23 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         x: `(B, C, H, W)`.
     """
     plain = type(conv) in CONVOLUTIONS and type(norm) in (nn.BatchNorm2d, FrozenBatchNorm2d)
-    fixed = scale_and_shift(norm) if plain and folds(conv, x) else None
-    return norm(conv(x)) if fixed is None else scaled_conv(conv, *fixed, x)  # pyright: ignore
+    output = folded(conv, norm, x) if plain and folds(conv, x) else None  # pyright: ignore
+    return norm(conv(x)) if output is None else output
+
+
+def conv_norm_act(conv: nn.Module, norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
+    """`activation(norm(conv(x)))`; an in-place norm does the activation itself."""
+    if isinstance(norm, InPlaceBatchNorm2d):
+        return norm.activated(conv(x), activation)
+    return activation(conv_norm(conv, norm, x))
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor | None:
+    """`norm(conv(x))` by a scaled kernel, which `settle` has kept; None while the norm learns."""
+    if not is_fixed(norm):
+        return None
+    kept = ready(conv, x, norm, lambda: scaled(conv, *scale_and_shift(norm)))  # pyright: ignore
+    return scaled_conv(conv, *scale_and_shift(norm), x) if kept is None else run(conv, x, kept)  # pyright: ignore
 
 
 def in_low_precision(x: Tensor) -> bool:
@@ -62,17 +80,68 @@ def in_low_precision(x: Tensor) -> bool:
 
 def scaled_conv(conv: nn.Conv2d, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
     """`scale * conv(x) + shift` for each channel, `(C,)` both, at the price of the convolution."""
+    simple = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if not simple or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return conv._conv_forward(x, *scaled(conv, scale, shift))
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], shift)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _ScaledConv.apply(  # pyright: ignore[reportReturnType]
+        x, conv.weight, scale, shift, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
+
+
+def scaled(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of a convolution that scales and shifts what the given one computes."""
+    bias = shift if conv.bias is None else shift + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], bias
+
+
+class _ScaledConv(torch.autograd.Function):
+    """Keeps weight and scale, which are there anyway, and not their product: a copy of all weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *settings: Any) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.settings = settings
+        kernel = (weight * scale[:, None, None, None]).to(x.dtype)
+        return F.conv2d(x, kernel, shift.to(x.dtype), *settings)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.settings
+        of_x, of_weight, of_scale, of_shift = ctx.needs_input_grad[:4]
+        kernel = (weight * scale[:, None, None, None]).to(x.dtype)
+        grad_x, grad_kernel, grad_shift = torch.ops.aten.convolution_backward(
+            *(grad, x, kernel, [len(weight)], stride, padding, dilation, False, (0, 0), groups),
+            (of_x, of_weight or of_scale, of_shift),
+        )
+        grad_weight = grad_scale = None
+        if grad_kernel is not None:
+            grad_kernel = grad_kernel.to(weight.dtype)
+            grad_scale = (grad_kernel * weight).sum((1, 2, 3)) if of_scale else None
+            grad_weight = grad_kernel.mul_(scale[:, None, None, None]) if of_weight else None
+        grad_shift = None if grad_shift is None else grad_shift.to(scale.dtype)
+        return grad_x, grad_weight, grad_scale, grad_shift, None, None, None, None
+
+
+def is_fixed(norm: nn.Module) -> bool:
+    """Whether a norm is a fixed affine map of each channel."""
+    if isinstance(norm, FrozenBatchNorm2d):
+        return True
+    return isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.running_var is not None
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """The affine map `(C,)`, `(C,)` float32 of a norm with fixed statistics; None for any other."""
     if isinstance(norm, FrozenBatchNorm2d):
         return norm.scale_and_shift()
-    if not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.running_var is None:
+    if not is_fixed(norm):
         return None
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from boxwright.models.backbones.folding import fold_norms
 from boxwright.models.backbones.timm import TimmBackbone
+from boxwright.models.layers import set_folding
 
 
 def randomise(net):
@@ -19,8 +20,7 @@ def randomise(net):
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18", "efficientnet_b0", "densenet121"])
-def test_features_and_gradients_are_those_of_the_network(name, monkeypatch):
-    monkeypatch.setattr("boxwright.models.backbones.folding.in_low_precision", lambda x: True)
+def test_features_and_gradients_are_those_of_the_network(name):
     import timm
 
     torch.manual_seed(0)
@@ -30,6 +30,7 @@ def test_features_and_gradients_are_those_of_the_network(name, monkeypatch):
     count = fold_norms(folded)
     assert count > 15
     assert list(folded.state_dict()) == list(plain.state_dict())
+    set_folding(folded, "always")
     x, results = torch.randn(1, 3, 64, 64), []
     for net in (plain, folded, copy.deepcopy(folded)):
         net.eval()

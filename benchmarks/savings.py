@@ -1,0 +1,204 @@
+"""What each way to save memory saves in a training step, and what it costs in time; makes docs/memory.md.
+
+Detectors are those of recipes, with random weights whose norms are calibrated. A step is measured with norms
+of fixed statistics (as most recipes have) and with norms that learn them (as large batches want). Memory is
+measured in a process for each case; times are taken in turn in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from boxwright.config import Norm, Pretrained, build, set_tagged
+from boxwright.engine.memory import Memory, save_memory
+from boxwright.engine.precision import resolve_precision
+from boxwright.engine.step import total_loss
+from boxwright.models.layers import InPlaceBatchNorm2d
+from boxwright.recipes import recipe
+from boxwright.structures import to_device
+
+from . import harness
+from .detectors import calibrate, make_input
+from .peak import Peak, in_process, peak_of, say
+
+PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
+BEGIN, END = "<!-- savings: begin -->", "<!-- savings: end -->"
+MODELS = {"Faster R-CNN R50-C4": "faster_rcnn_r50_c4_1x", "Mask R-CNN R50-FPN": "mask_rcnn_r50_fpn_1x"}
+NORMS = ("fixed", "learning")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A way to train in less memory.
+
+    Args:
+        memory: settings of the experiment.
+        precision: of the step.
+        norm: of the ResNet.
+    """
+
+    memory: Memory = Memory()  # noqa: RUF009  frozen
+    precision: str = "fp32"
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+
+
+PLAIN = Saving()
+CHECKPOINT = Memory(checkpoint="auto")
+SAVINGS: dict[str, dict[str, Saving]] = {
+    "fixed": {
+        "plain": PLAIN,
+        "fold=always": Saving(Memory(fold="always")),
+        "checkpoint=auto": Saving(CHECKPOINT),
+        "bf16": Saving(Memory(fold="never"), "bf16"),
+        "bf16, fold=auto": Saving(precision="bf16"),
+        "all together": Saving(Memory(checkpoint="auto", fold="always"), "bf16"),
+    },
+    "learning": {
+        "plain": PLAIN,
+        "in-place norm": Saving(norm=InPlaceBatchNorm2d),
+        "checkpoint=auto": Saving(CHECKPOINT),
+        "bf16": Saving(precision="bf16"),
+        "all together": Saving(CHECKPOINT, "bf16", InPlaceBatchNorm2d),
+    },
+}
+
+
+def main() -> None:
+    """Measure, record, and renew the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--norms", nargs="*", default=list(NORMS), choices=list(NORMS))
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each; 0 for memory alone")
+    parser.add_argument("--table", action="store_true", help="measure nothing, renew the page from the rows")
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        model, norms, saving, *numbers = arguments.one
+        say(measure(model, norms, saving, *map(int, numbers)))
+        return
+    device = harness.the_device()
+    size = arguments.size or ((800, 1344) if device.type == "cuda" else (512, 640))
+    for model in () if arguments.table else arguments.models:
+        for norms in arguments.norms:
+            compare(model, norms, arguments.batch, *size, arguments.repeats, device)
+    write_page()
+
+
+def compare(
+    model: str, norms: str, batch: int, height: int, width: int, repeats: int, device: torch.device
+) -> None:
+    """Measure all savings of one model and record them."""
+    savings = SAVINGS[norms]
+    peaks = {who: in_process("savings", model, norms, who, batch, height, width) for who in savings}
+    timings = {who: harness.Timing((0.0,)) for who in savings}
+    if repeats:
+        prepared = {who: prepare(model, norms, who, batch, height, width, device)[0] for who in savings}
+        timings = harness.interleave(prepared, repeats, device)
+    rows = [
+        harness.Row(
+            *(f"{model}, {norms} statistics", who, saving.precision, batch, f"{height}x{width}"),
+            timings[who].median,
+            timings[who].spread if repeats else 0.0,
+            ratio=peaks[who]["tensors"] / peaks["plain"]["tensors"],
+            value=peaks[who]["tensors"] / 2**20,
+            note="MiB at the peak",
+        )
+        for who, saving in savings.items()
+    ]
+    harness.record("savings", rows, device)
+
+
+def measure(model: str, norms: str, saving: str, batch: int, height: int, width: int) -> Peak:
+    """Memory of one case."""
+    device = harness.the_device()
+    step, module = prepare(model, norms, saving, batch, height, width, device)
+    return peak_of(step, module, device)
+
+
+def prepare(
+    model: str, norms: str, saving: str, batch: int, height: int, width: int, device: torch.device
+) -> tuple[Callable[[], None], nn.Module]:
+    """A whole training step (forward, backward, SGD) and the model that it trains."""
+    chosen, name = SAVINGS[norms][saving], MODELS[model]
+    _, _, images = make_input(batch, height, width, "mask" in name)
+    plain = make_model(name, nn.BatchNorm2d, norms == "learning")
+    calibrate(plain, lambda: plain.predict(images.images[:1], images.sizes[:1]))  # pyright: ignore
+    module = make_model(name, chosen.norm, norms == "learning")
+    module.load_state_dict(plain.state_dict())
+    module.to(device).train()
+    save_memory(module, chosen.memory)
+    precision, shown = resolve_precision(chosen.precision, device), to_device(images, device)
+    if precision.channels_last:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision.autocast(device):
+            losses = module(shown)
+        total_loss(losses).backward()
+        optimizer.step()
+
+    return step, module
+
+
+def make_model(name: str, norm: Callable[[int], nn.Module], learning: bool) -> nn.Module:
+    """A recipe's detector with random weights."""
+    torch.manual_seed(0)
+    config: Any = recipe(name).model
+    set_tagged(config, Pretrained, None)
+    set_tagged(config, Norm, norm)
+    networks = [config.backbone]
+    trunk = getattr(config.roi.stages[0], "trunk", None)
+    networks += [trunk.network] if hasattr(trunk, "network") else []
+    for network in networks:
+        network.norm_eval = not learning
+    return build(config)
+
+
+def write_page() -> None:
+    """Put the newest row of each case into the page."""
+    path = harness.ROWS / "savings.csv"
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    newest = list({(r["machine"], r["case"], r["batch"], r["size"], r["who"]): r for r in rows}.values())
+    cases = dict.fromkeys((r["machine"], r["case"], r["batch"], r["size"]) for r in newest)
+    parts = []
+    for case in cases:
+        of_case = [r for r in newest if (r["machine"], r["case"], r["batch"], r["size"]) == case]
+        machine, name, batch, size = case
+        about = f"{machine}; torch {of_case[-1]['torch']}; {of_case[-1]['date']}"
+        parts.append(f"**{name}**, batch {batch}, {size} ({about})\n\n{table(of_case)}")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    inside = "\n\n".join([BEGIN, *parts, END])
+    PAGE.write_text(f"{before}{inside}{rest.split(END, 1)[1]}", encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table of one case; the first row is what the others are compared to."""
+    plain = next(row for row in rows if row["who"] == "plain")
+    lines = ["| | precision | peak | of plain | step | of plain |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        seconds, of = float(row["seconds"]), float(plain["seconds"])
+        step, share = (f"{seconds:.3g} s", f"{seconds / of:.2f}x") if seconds and of else ("", "")
+        memory = float(row["value"]) / float(plain["value"])
+        cells = [row["who"], row["precision"], f"{float(row['value']):.0f} MiB", f"{memory:.0%}", step, share]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
