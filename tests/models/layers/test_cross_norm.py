@@ -1,10 +1,6 @@
-"""Batch norm over ranks equals batch norm on the joined batch."""
+"""Batch norm over ranks in one process; `tests/engine/test_cross_norm.py` has several."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,20 +8,6 @@ from torch import nn
 
 from boxwright.errors import ConfigError
 from boxwright.models.layers import CrossBatchNorm2d, join_norms
-
-SCRIPT = Path(__file__).with_name("cross_norm_ranks.py")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_four_ranks_and_groups_of_them_equal_the_joined_batch() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_one_process_is_plain_batch_norm() -> None:

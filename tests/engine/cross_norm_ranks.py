@@ -1,10 +1,8 @@
-"""Run as a script: each rank holds a part of a batch and compares with batch norm on the joined one."""
+"""Called on each rank, which holds a part of a batch: it compares with batch norm on the joined one."""
 
 import copy
 import os
-import socket
-import sys
-import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,10 +121,8 @@ def training(autocast: bool, tolerance: float, compiled: bool = False) -> None:
         torch.testing.assert_close(own, theirs, rtol=tolerance, atol=tolerance, msg=name)
 
 
-def on_rank(rank: int, ranks: int, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    if ranks == 2:
+def on_rank(out: Path) -> None:
+    if dist.get_world_size() == 2:
         training(autocast=False, tolerance=1e-5, compiled=True)
     else:
         groups()
@@ -135,31 +131,3 @@ def on_rank(rank: int, ranks: int, port: int) -> None:
         training(autocast=False, tolerance=1e-5)
         training(autocast=True, tolerance=0.02)
     dist.barrier()
-    dist.destroy_process_group()
-
-
-def child(rank: int, ranks: int, port: int) -> None:
-    try:
-        on_rank(rank, ranks, port)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
-
-
-def fork(ranks: int) -> list[int]:
-    """Exit codes of that many ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [os.fork() or child(rank, ranks, port) for rank in range(ranks)]
-    return [os.waitpid(pid, 0)[1] for pid in children if pid]
-
-
-if __name__ == "__main__":
-    # Forked once PyTorch is imported, which takes longer than all the rest.
-    import torch._dynamo
-    import torch.distributed._functional_collectives
-
-    sys.exit(any([*fork(4), *fork(2)]))
