@@ -14,17 +14,19 @@ import torch
 from torch import nn
 
 from . import distributed
-from .assembly import assemble, is_experiment, open_data, resolve, set_num_classes
-from .config import Pretrained, clone, from_json, named_modules, set_tagged, to_json
+from .assembly import Parts, assemble, fit, is_experiment, open_data, resolve, set_num_classes
+from .config import Pretrained, clone, from_json, named_modules, set_tagged
 from .config import build as build_config
 from .data import Data
 from .data import check as check_data
 from .data.loader import Loader
+from .engine.agreement import agree_on_configuration, agree_on_versions
 from .engine.checkpoint import load_weights
+from .engine.folder import goes_on
 from .engine.messages import notify, on_main
 from .engine.placing import resolve_device
 from .engine.state import Hook
-from .engine.trainer import train as train_model
+from .engine.watch import tick, watching
 from .errors import CheckpointError, DataError
 from .evaluation import CocoEvaluator, evaluate_results, read_results, write_evaluation
 from .evaluation import evaluate as evaluate_model
@@ -92,7 +94,8 @@ def train(
         experiment: what a recipe returns, its data set. It is not changed. None, with `resume`, for what the
             run folder's `config.json` says.
         out: the run folder.
-        resume: go on from the newest whole checkpoint in `out`.
+        resume: go on from the newest whole checkpoint in `out`; from the beginning where there is none yet.
+            Processes that `torchrun --max-restarts` started anew do it unasked.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         console: show progress.
         check: look through the data set before training; what cannot be trained on stops here.
@@ -103,44 +106,36 @@ def train(
     Raises:
         ConfigError: the configuration cannot be built.
         DataError: the data set cannot be trained on.
-        TrainingError: the run folder is in use, a loss is not finite, or a signal stopped the run.
+        TrainingError: the run folder is in use, a loss is not finite, a signal stopped the run, or another
+            rank failed, hangs or is gone (RankError).
     """
     out, place = Path(out), resolve_device(device)
     joins = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     distributed.start(place)
     try:
-        config = resolve(experiment, out, resume, trust)
-        parts = assemble(config, out, resume, console)
-        if check:
-            on_main(lambda: _check(parts.data))
-        made = parts.experiment
-        train_model(
-            made.model,
-            parts.loader,
-            parts.optimizer,
-            made.schedule,
-            epochs=made.epochs,
-            out=out,
-            hooks=(*parts.hooks, *hooks),
-            device=place,
-            precision=made.precision,
-            accumulate=made.accumulate,
-            clip_norm=made.clip_norm,
-            ema_decay=made.ema_decay,
-            compile=made.compile,
-            seed=made.seed,
-            resume=resume,
-            metadata={"config": to_json(parts.config), "label_map": parts.data.label_map.to_json()},
-        )
-        metrics, own = Metrics({}), named_modules(parts.config)  # what this run has called is trusted anyway
-        if parts.evaluated is not None:
-            metrics = evaluate(out, parts.data, device=place, out=out, progress=console, trust=own)
-        if report:
-            on_main(lambda: write_report(out, parts.evaluated, trust=own))
-        return Run(out, metrics)
+        with watching():
+            agree_on_versions()
+            resume = goes_on(out, resume)
+            config = resolve(experiment, out, resume, trust)
+            agree_on_configuration(config)
+            parts = assemble(config, out, resume, console)
+            if check:
+                on_main(lambda: look_through(parts.data))
+            fit(parts, out, place, resume, hooks=(*parts.hooks, *hooks))
+            return finish(parts, out, place, console, report)
     finally:
         if joins:
             distributed.stop()
+
+
+def finish(parts: Parts, out: Path, device: torch.device, console: bool, report: bool) -> Run:
+    """Evaluate a trained run's best checkpoint and write the report; every rank calls it."""
+    metrics, own = Metrics({}), named_modules(parts.config)  # what this run has called is trusted anyway
+    if parts.evaluated is not None:
+        metrics = evaluate(out, parts.data, device=device, out=out, progress=console, trust=own)
+    if report:
+        on_main(lambda: write_report(out, parts.evaluated, trust=own))
+    return Run(out, metrics)
 
 
 def evaluate(
@@ -192,10 +187,26 @@ def evaluate(
     evaluator = CocoEvaluator(table.to_coco(), detector.label_map, chosen)
     processes = workers if workers is not None else 0 if config is None else config.workers
     loader = Loader(
-        table, detector.transforms, detector.canvas, batch_size, processes, shuffle=False, with_masks=False
+        table,
+        detector.transforms,
+        detector.canvas,
+        batch_size,
+        processes,
+        shuffle=False,
+        with_masks=False,
+        reduced_decoding=detector.reduced_decoding,
     )
     autocast = None if detector.precision.name == "fp32" else detector.precision.dtype
-    measured = evaluate_model(detector.model, loader, [evaluator], detector.device, autocast, progress)
+    measured = evaluate_model(
+        detector.model,
+        loader,
+        [evaluator],
+        detector.device,
+        autocast,
+        progress,
+        before_iter=lambda batch: tick(),
+        channels_last=detector.precision.channels_last,
+    )
     if out is None and own and not isinstance(source, Detector) and is_run(source):
         out = source
     if out is not None and distributed.is_main():
@@ -246,6 +257,7 @@ def load(
         resolve_device(device),
         config.precision,
         config,
+        reduced_decoding=config.reduced_decoding,
     )
 
 
@@ -259,7 +271,7 @@ def show(result: ImageDetections | Sequence[ImageDetections]) -> None:
             item.draw().show()
 
 
-def _check(data: Data) -> None:
+def look_through(data: Data) -> None:
     """Stop on what would spoil the training; say in short what else there is."""
     found = check_data(data)
     found.raise_for_errors()

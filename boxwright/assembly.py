@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,21 @@ import fiddle as fdl
 import torch
 
 from . import distributed
-from .config import ClassAgnostic, NumClasses, Pretrained, build, clone, from_json, set_tagged
+from .config import ClassAgnostic, NumClasses, Pretrained, build, clone, from_json, set_tagged, to_json
 from .data import Data, Table, folder
+from .data.fingerprint import contents
 from .data.loader import Loader
+from .engine.agreement import agree_on_data
 from .engine.checkpoint import steps
 from .engine.hooks import PreciseNormHook, default_hooks
 from .engine.memory import save_memory
-from .engine.messages import notify, on_main
+from .engine.messages import notify, on_every_rank
 from .engine.optim import scale_optimizer
 from .engine.randomness import seed_all
-from .engine.state import Hook
+from .engine.state import Hook, TrainState
+from .engine.state import Loader as TrainingLoader
+from .engine.step import train_step
+from .engine.trainer import train as train_model
 from .engine.validation import Validation
 from .errors import ConfigError, DataError
 from .evaluation import CocoEvaluator
@@ -94,7 +99,9 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
         DataError: the data set cannot be opened, or lacks what training needs.
     """
     described = config.data if isinstance(config.data, fdl.Buildable) else None
-    data = on_main(lambda: open_data(config.data))
+    data = on_every_rank(lambda: open_data(config.data))
+    if distributed.is_distributed():
+        agree_on_data(contents(data))
     set_num_classes(config, len(data.label_map))
     kept = clone(config)
     kept.data = describe_data(data, described)
@@ -106,18 +113,8 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     saving = save_memory(made.model, made.memory, made.compile)
     share = share_of_batch(made.batch_size, made.accumulate)
     join_norms(made.model, share)
-    masks = "segm" in made.metrics
     evaluated = evaluation_table(data)
-    loader = Loader(
-        data.train,
-        made.train_transforms,
-        made.canvas,
-        share,
-        made.workers,
-        made.seed,
-        with_masks=masks,
-        reduced_decoding=made.reduced_decoding,
-    )
+    loader = training_loader(made, data)
     optimizer = made.optimizer(made.model)
     notify(scale_optimizer(optimizer, made.batch_size, made.base_batch_size))
     validation = None
@@ -140,6 +137,74 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     if made.precise_norm:
         hooks.append(PreciseNormHook(made.precise_norm))
     return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *saving, *made.hooks))
+
+
+def training_loader(made: Experiment, data: Data, part: tuple[int, int] | None = None) -> Loader:
+    """The batches that an experiment trains on.
+
+    Args:
+        made: the built experiment.
+        data: its data set.
+        part: which share of the data, and of how many; None for that of this rank.
+    """
+    return Loader(
+        data.train,
+        made.train_transforms,
+        made.canvas,
+        share_of_batch(made.batch_size, made.accumulate),
+        made.workers,
+        made.seed,
+        with_masks="segm" in made.metrics,
+        reduced_decoding=made.reduced_decoding,
+        accumulate=made.accumulate,
+        share=part,
+    )
+
+
+def fit(
+    parts: Parts,
+    out: Path,
+    device: torch.device,
+    resume: bool,
+    *,
+    hooks: Iterable[Hook],
+    loader: TrainingLoader | None = None,
+    accumulate: int | None = None,
+    step: Callable[[TrainState], None] = train_step,
+) -> TrainState:
+    """Train what was assembled; every rank calls it.
+
+    Args:
+        parts: of the run.
+        out: run folder.
+        device: of this rank.
+        resume: go on from the newest whole checkpoint in `out`.
+        hooks: all of them.
+        loader: in place of the parts' own.
+        accumulate: batches of `loader` in one step; None for what the experiment says.
+        step: what is done with them.
+    """
+    made = parts.experiment
+    return train_model(
+        made.model,
+        parts.loader if loader is None else loader,
+        parts.optimizer,
+        made.schedule,
+        epochs=made.epochs,
+        out=out,
+        hooks=hooks,
+        device=device,
+        precision=made.precision,
+        accumulate=made.accumulate if accumulate is None else accumulate,
+        clip_norm=made.clip_norm,
+        ema_decay=made.ema_decay,
+        compile=made.compile,
+        seed=made.seed,
+        communication=made.communication,
+        step=step,
+        resume=resume,
+        metadata={"config": to_json(parts.config), "label_map": parts.data.label_map.to_json()},
+    )
 
 
 def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:

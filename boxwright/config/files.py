@@ -23,6 +23,7 @@ ALLOWED = (
     "boxwright.data.canvas",
     "boxwright.data.dataset",
     "boxwright.data.transforms",
+    "boxwright.engine.communication",
     "boxwright.engine.hooks",
     "boxwright.engine.memory",
     "boxwright.engine.optim",

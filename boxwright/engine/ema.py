@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .sharding import load_weights, local
+
 
 class ModelEMA:
     """The moving average of a model's parameters, as a model of its own to predict with.
@@ -32,8 +34,8 @@ class ModelEMA:
         """Take in the weights of `model`."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages: list[Tensor] = [p for p in self.model.parameters() if p.is_floating_point()]
-        weights: list[Tensor] = [p.detach() for p in model.parameters() if p.is_floating_point()]
+        averages: list[Tensor] = [local(p) for p in self.model.parameters() if p.is_floating_point()]
+        weights: list[Tensor] = [local(p.detach()) for p in model.parameters() if p.is_floating_point()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
@@ -45,4 +47,4 @@ class ModelEMA:
     def load_state_dict(self, state: dict[str, int], weights: dict[str, Tensor]) -> None:
         """Go on from a recorded average."""
         self.updates = state["updates"]
-        self.model.load_state_dict(weights)
+        load_weights(self.model, weights)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import distributed
 from ..errors import CheckpointError, TrainingError
 from . import checkpoint
 from .finite import verify_finite
 from .messages import notify, on_main
-from .randomness import random_state, set_random_state
+from .randomness import random_state, seed_all, set_random_state
+from .sharding import load_weights, spread_like, whole
 from .state import TrainState
 
 
@@ -29,13 +32,24 @@ def save_checkpoint(state: TrainState) -> Path:
         "loader": state.loader.state_dict(),
         "hooks": {hook.key: hook.state_dict() for hook in state.hooks},
     })  # fmt: skip
-    path = on_main(lambda: _write(state, ranks))
+    weights, optimizer = whole(state.model.state_dict()), whole(state.optimizer.state_dict())
+    average = None if state.ema is None else whole(state.ema.model.state_dict())
+    powersgd = None if state.exchange.powersgd is None else state.exchange.powersgd.state_dict()
+    path = on_main(lambda: _write(state, ranks, weights, average, optimizer, powersgd))
     state.saved = path
     return path
 
 
-def _write(state: TrainState, ranks: list[dict[str, Any]]) -> Path:
-    broken = [name for name, p in state.model.named_parameters() if not bool(p.isfinite().all())]
+def _write(
+    state: TrainState,
+    ranks: list[dict[str, Any]],
+    weights: Mapping[str, Tensor],
+    average: Mapping[str, Tensor] | None,
+    optimizer: Mapping[str, Any],
+    powersgd: Mapping[str, Any] | None,
+) -> Path:
+    names = [name for name, _ in state.model.named_parameters()]
+    broken = [name for name in names if not bool(weights[name].isfinite().all())]
     if broken:
         kept = (
             f"the last good checkpoint is {state.saved}" if state.saved else "no checkpoint was saved before"
@@ -47,27 +61,38 @@ def _write(state: TrainState, ranks: list[dict[str, Any]]) -> Path:
     return checkpoint.save(
         state.checkpoints,
         state.step,
-        state.model.state_dict(),
+        weights,
         {
             "step": state.step,
             "pace": pace(state),
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": state.scaler.state_dict(),
             "ema": None if state.ema is None else state.ema.state_dict(),
+            "powersgd": powersgd,
             "ranks": ranks,
         },
-        None if state.ema is None else state.ema.model.state_dict(),
+        average,
         state.metadata,
     )
 
 
 def pace(state: TrainState) -> dict[str, int]:
-    """What gives a step number its meaning; a run can only go on with the same."""
-    return {
-        "steps_per_epoch": state.steps_per_epoch,
-        "accumulate": state.accumulate,
-        "ranks": distributed.world_size(),
-    }
+    """What gives a step number its meaning.
+
+    `images` is there where the loader tells (by the key `batch_size` of its state) that the images of a step
+    are so many over all ranks and accumulated batches, and do not depend on how these share them out.
+    """
+    shares = {"accumulate": state.accumulate, "ranks": distributed.world_size()}
+    images = state.loader.state_dict().get("batch_size")
+    steps = {"steps_per_epoch": state.steps_per_epoch}
+    return {**steps, **shares} if images is None else {**steps, "images": images, **shares}
+
+
+def _keeps_pace(then: dict[str, int], now: dict[str, int]) -> bool:
+    """Whether a step is the same in both, shared out by the same or by another number of ranks."""
+    known = then.keys() & now.keys()
+    shared_out = {"accumulate", "ranks"} if "images" in known else set()
+    return all(then[key] == now[key] for key in known - shared_out)
 
 
 def restore(state: TrainState, path: Path) -> dict[str, Any]:
@@ -80,11 +105,12 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
         CheckpointError: the checkpoint does not fit the model, optimiser or pace of this run.
     """
     saved = checkpoint.load_state(path)
-    if saved["pace"] != pace(state):
+    now = pace(state)
+    if not _keeps_pace(saved["pace"], now):
+        free = "" if "images" in now else ", accumulation and number of processes"
         raise CheckpointError(
-            f"cannot resume {path}: it was written with {saved['pace']}, this run has {pace(state)}. "
-            "Resume with the same data, batch size, accumulation and number of processes, "
-            "or start in another folder"
+            f"cannot resume {path}: it was written with {saved['pace']}, this run has {now}. "
+            f"Resume with the same data, batch size{free}, or start in another folder"
         )
     if (saved["ema"] is None) != (state.ema is None):
         raise CheckpointError(
@@ -92,7 +118,7 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
         )
     weights, _ = checkpoint.load_weights(path, ema=False)
     try:
-        state.model.load_state_dict(weights)
+        load_weights(state.model, weights)
         if state.ema is not None:
             state.ema.load_state_dict(saved["ema"], checkpoint.load_weights(path)[0])
         _load_optimizer(state.optimizer, saved["optimizer"])
@@ -102,7 +128,10 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
         ) from error
     if state.scaler.is_enabled() and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
-    mine = saved["ranks"][distributed.rank()]
+    if state.exchange.powersgd is not None:
+        state.exchange.powersgd.load_state_dict(saved.get("powersgd"), saved["step"], state.device)
+    same = all(saved["pace"][key] == now[key] for key in ("accumulate", "ranks"))
+    mine = saved["ranks"][distributed.rank()] if same else _of_other_ranks(state, saved["ranks"])
     _load_hooks(state, mine["hooks"])
     state.step = state.first_step = saved["step"]
     state.epoch = state.step // state.steps_per_epoch
@@ -110,12 +139,28 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
     return mine
 
 
+def _of_other_ranks(state: TrainState, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a rank goes on from where the ranks were others: they all stood at the same step."""
+    hooks = {hook.key: hook for hook in state.hooks}
+    merged = {
+        key: hooks[key].merge_state_dicts([rank["hooks"][key] for rank in ranks]) if key in hooks else value
+        for key, value in ranks[0]["hooks"].items()
+    }
+    return {"random": None, "loader": ranks[0]["loader"], "hooks": merged}
+
+
 def enter(state: TrainState, mine: dict[str, Any]) -> None:
-    """The last act of resuming, right before the loop: the loader's position and the random states."""
+    """The last act of resuming, right before the loop: the loader's position and the random states.
+
+    Where the ranks were others each one is seeded anew, by the run's seed, the step and its number.
+    """
     if state.step % state.steps_per_epoch:  # else the coming epoch begins at its beginning
         state.loader.set_epoch(state.epoch)
         state.loader.load_state_dict(mine["loader"])
-    set_random_state(mine["random"], state.device)
+    if mine["random"] is None:
+        seed_all(state.seed, distributed.rank(), state.step)
+    else:
+        set_random_state(mine["random"], state.device)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -132,7 +177,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 # Fused kernels walk memory: the layout must be the parameter's (channels last or not).
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(
+                    spread_like(value, parameter)
+                )
 
 
 def _load_hooks(state: TrainState, saved: dict[str, dict[str, Any]]) -> None:

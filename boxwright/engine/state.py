@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..structures import Batch, Detections
 from .ema import ModelEMA
+from .exchange import Exchange
 from .precision import Precision
 from .schedule import Schedule
 
@@ -46,7 +47,12 @@ class Loader(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Position inside the epoch: how many batches have been handed out."""
+        """Position inside the epoch: how many batches have been handed out.
+
+        A loader whose steps are of the same images with any number of ranks and accumulated batches says how
+        many these are by the key `batch_size`, and takes the state of any rank. Only with such a one can a
+        run go on with another number of ranks.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,6 +115,17 @@ class Hook:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
 
+    def merge_state_dicts(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of every rank of a run that goes on with another number of ranks.
+
+        Args:
+            states: of the ranks that there were.
+
+        Returns:
+            The main one's, unless a hook whose state differs between ranks says otherwise.
+        """
+        return states[0]
+
 
 @dataclass
 class TrainState:
@@ -117,6 +134,7 @@ class TrainState:
     Args:
         model: the bare model, neither wrapped nor compiled.
         forward: what a step calls: the model, or DistributedDataParallel around it.
+        exchange: what a step does itself to make the ranks' gradients one.
         optimizer: its groups hold `initial_lr`, which the schedule multiplies.
         schedule: learning rate factor of each step.
         loader: training batches.
@@ -157,6 +175,7 @@ class TrainState:
     device: torch.device
     precision: Precision
     scaler: torch.amp.GradScaler
+    exchange: Exchange = Exchange()  # noqa: RUF009  frozen
     accumulate: int = 1
     clip_norm: float | None = None
     ema: ModelEMA | None = None

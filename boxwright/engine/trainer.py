@@ -5,23 +5,24 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import distributed
 from ..errors import ConfigError, TrainingError
 from ..structures import Batch
+from . import watch
 from .checkpoint import find_last
+from .communication import Communication, check_communication, connect
 from .ema import ModelEMA
-from .folder import run_folder, write_config
+from .folder import goes_on, run_folder, write_config
 from .messages import any_over_ranks, notify, on_main
-from .placing import place, resolve_device
+from .placing import place, place_model, resolve_device
 from .precision import Precision, resolve_precision
 from .randomness import seed_all, undisturbed
 from .resume import enter, restore
@@ -61,6 +62,8 @@ def train(
     ema_decay: float | None = None,
     compile: bool = False,
     seed: int = 0,
+    communication: Communication = Communication(),  # noqa: B008  frozen
+    step: Callable[[TrainState], None] = train_step,
     resume: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> TrainState:
@@ -83,7 +86,10 @@ def train(
         ema_decay: decay of a moving average of the weights, with which validation then predicts.
         compile: compile the loss with `torch.compile`.
         seed: of the random numbers drawn in the steps; each rank draws its own.
+        communication: how ranks exchange gradients.
+        step: what is done with `state.batches` in each iteration.
         resume: go on from the newest whole checkpoint in `out`; from the beginning where there is none yet.
+            Processes that `torchrun --max-restarts` started anew do it unasked.
         metadata: text kept with the weights: "config" and "label_map" as JSON.
 
     Returns:
@@ -96,7 +102,8 @@ def train(
         ConfigError: an argument makes no sense.
     """
     out = Path(out)
-    with run_folder(out, resume):
+    resume = goes_on(out, resume)
+    with watch.watching(communication.timeout_s), run_folder(out, resume):
         for name, value in (
             ("epochs", epochs),
             ("accumulate", accumulate),
@@ -108,21 +115,30 @@ def train(
             raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
         device = resolve_device(device)
         resolved = resolve_precision(precision, device)
+        steps_per_epoch = -(-len(loader) // accumulate)
+        if distributed.is_distributed():
+            check_communication(communication, resolved.name, compile, epochs * steps_per_epoch)
+        _prepare(model, device, resolved, compile, communication)
+        # Before the ranks are connected: what lies in shards cannot be copied.
+        ema = None if ema_decay is None else ModelEMA(model, ema_decay)
+        average = None if ema is None else ema.model
+        forward, exchange = connect(model, optimizer, device, communication, average)
         state = TrainState(
             model=model,
-            forward=_prepare(model, device, resolved, compile),
+            forward=forward,
+            exchange=exchange,
             optimizer=optimizer,
             schedule=schedule,
             loader=loader,
             out=out,
             epochs=epochs,
-            steps_per_epoch=-(-len(loader) // accumulate),
+            steps_per_epoch=steps_per_epoch,
             device=device,
             precision=resolved,
             scaler=torch.amp.GradScaler(device.type, enabled=resolved.name == "fp16"),
             accumulate=accumulate,
             clip_norm=clip_norm,
-            ema=None if ema_decay is None else ModelEMA(model, ema_decay),
+            ema=ema,
             hooks=order_hooks(hooks),
             metadata=dict(metadata or {}),
             seed=seed,
@@ -141,28 +157,27 @@ def train(
             write_config(out, state.metadata["config"])
         try:
             with _signals(state):
-                _run(state, saved)
+                _run(state, saved, step)
         finally:
             if distributed.is_distributed():
                 # A process group that is destroyed before its DistributedDataParallel aborts the process.
-                state.forward = model
+                state.forward = forward = model
                 gc.collect()
     return state
 
 
-def _prepare(model: nn.Module, device: torch.device, precision: Precision, compile: bool) -> nn.Module:
-    """Place the model; returns what a step calls."""
-    model.to(device)
-    if precision.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+def _prepare(
+    model: nn.Module, device: torch.device, precision: Precision, compile: bool, communication: Communication
+) -> None:
+    """Place the model, in place."""
+    spread = communication.shard == "fsdp" and distributed.is_distributed()
+    # Shards are cut from contiguous weights.
+    place_model(model, device, channels_last=precision.channels_last and not spread)
     if compile:
         model.compile()  # in place: no wrapper, so no prefix in the state dict
-    if not distributed.is_distributed():
-        return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
-def _run(state: TrainState, saved: dict | None) -> None:
+def _run(state: TrainState, saved: dict | None, step: Callable[[TrainState], None]) -> None:
     try:
         call(state, "before_run")
         if saved is None:
@@ -170,7 +185,7 @@ def _run(state: TrainState, saved: dict | None) -> None:
         else:
             enter(state, saved)
         for _ in range(state.epoch, state.epochs):
-            _train_epoch(state, in_progress=saved is not None and state.step == state.first_step)
+            _train_epoch(state, step, in_progress=saved is not None and state.step == state.first_step)
     except StopRun:
         name = state.stop or "SIGTERM"
         state.failure = TrainingInterrupted(
@@ -186,15 +201,17 @@ def _run(state: TrainState, saved: dict | None) -> None:
         raise TrainingInterrupted(f"{state.failure}{where}", state.failure.signal)
 
 
-def _train_epoch(state: TrainState, in_progress: bool) -> None:
+def _train_epoch(state: TrainState, step: Callable[[TrainState], None], in_progress: bool) -> None:
     state.model.train()
     if not (in_progress and state.step % state.steps_per_epoch):  # else `enter` has set epoch and position
         state.loader.set_epoch(state.epoch)
     call(state, "before_train_epoch")
     for batches in _groups(state):
+        watch.begin(state.step, "training")
         state.batches = batches
         call(state, "before_train_iter")
-        train_step(state)
+        step(state)
+        watch.begin(state.step, "in hooks")
         call(state, "after_train_iter")
         if state.step % state.steps_per_epoch:  # else once the epoch's hooks have been called
             _stop_if_asked(state)
@@ -213,6 +230,7 @@ def _groups(state: TrainState) -> Iterator[tuple[Batch, ...]]:
     with undisturbed(state.device):
         batches = iter(state.loader)
     while True:
+        watch.begin(state.step, "fetching data")
         with undisturbed(state.device):
             group = fetch(state, batches, state.accumulate)
         if not group:

@@ -13,7 +13,9 @@ from ..distributed import is_distributed
 from ..structures import Batch, Detections
 from .placing import place
 from .randomness import undisturbed
+from .sharding import gathered
 from .state import TrainState, call
+from .watch import tick
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
@@ -69,6 +71,7 @@ class Validation:
         self.evaluator.reset()
         batches = iter(self.loader)
         while fetched := fetch(state, batches, 1):
+            tick()
             batch = place(fetched[0], state.device, state.precision.channels_last)
             state.batches = (batch,)
             call(state, "before_val_iter")
@@ -92,7 +95,8 @@ def validate(state: TrainState, evaluate: Evaluate) -> None:
     try:
         with undisturbed(state.device):
             call(state, "before_val_epoch")
-            state.metrics = dict(evaluate(state))
+            with gathered(state.eval_model):
+                state.metrics = dict(evaluate(state))
             call(state, "after_val_epoch")
     finally:
         state.model.train(training)

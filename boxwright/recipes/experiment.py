@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from ..engine.communication import Communication
 from ..engine.memory import Memory
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Experiment:
         metrics: what is measured: "bbox", and "segm" for detectors with masks.
         hooks: further hooks of the training loop.
         memory: what a step computes again, folds or leaves to the compiler to need less memory.
+        communication: how several processes exchange gradients.
     """
 
     model: nn.Module
@@ -77,3 +79,4 @@ class Experiment:
     metrics: tuple[str, ...] = ("bbox",)
     hooks: Sequence[Hook] = ()
     memory: Memory = Memory()  # noqa: RUF009  frozen
+    communication: Communication = Communication()  # noqa: RUF009  frozen

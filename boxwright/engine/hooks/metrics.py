@@ -99,7 +99,7 @@ class MetricsHook(Hook):
 def mend(path: Path, step: int) -> None:
     """Keep the lines of a metrics file that a run resumed at `step` will not write again.
 
-    These are training lines up to `step` and validation lines before it (that of the resumed step is
+    These are lines of training up to `step` and validation lines before it (that of the resumed step is
     done anew). Damaged lines go too. The file is replaced in one move.
     """
     if not path.exists():
@@ -108,7 +108,7 @@ def mend(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            if record["step"] < step or (record["step"] == step and record["kind"] == "train"):
+            if record["step"] < step or (record["step"] == step and record["kind"] != "val"):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # torn by a kill: its step is done again

@@ -17,6 +17,7 @@ from ...structures import Batch
 from ..messages import notify
 from ..placing import place
 from ..randomness import undisturbed
+from ..sharding import gathered
 from ..state import Hook, TrainState, image_count, without_ids
 
 
@@ -89,7 +90,7 @@ class PreciseNormHook(Hook):
         # An epoch of its own: `enter` and `set_epoch` give the coming one from its beginning.
         state.loader.set_epoch(state.epochs + state.epoch)
         try:
-            with state.precision.autocast(state.device):
+            with gathered(model), state.precision.autocast(state.device):
                 layers = precise_statistics(model, batches())
         finally:
             state.loader.load_state_dict(position)
