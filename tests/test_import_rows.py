@@ -20,7 +20,7 @@ ROWS = (
     "models.dense_heads models.roi_heads models.query_heads",
     "models.detectors engine evaluation data compress interop visualize demo_data",
     "recipes",
-    "cli serve study export convert api assembly inference metrics report demo doctor variance",
+    "cli serve study export convert asynchronous api assembly inference metrics report demo doctor variance",
 )
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row.split()}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import configure, convert, data, demo, doctor, evaluate, predict, study, train, variance
+from . import configure, convert, data, demo, doctor, evaluate, predict, study, train, train_async, variance
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -48,10 +48,11 @@ def boxwright(
 
 
 app.command("train")(train.train)
+app.command("train-async")(train_async.train_async)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
-app.command("study")(study.study)
 app.command("variance")(variance.variance)
+app.command("study")(study.study)
 app.command("recipes")(configure.recipes)
 app.command("config")(configure.config)
 app.add_typer(data.app, name="data")

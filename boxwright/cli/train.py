@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
 from .words import is_assignment, take
+
+if TYPE_CHECKING:
+    from fiddle import Config
+
+    from ..api import Run
+    from ..recipes.experiment import Experiment
 
 
 def train(
@@ -51,12 +57,45 @@ def train(
 
     A recipe of your own is given as `my_recipe.py:function`.
     """
+    experiment, out, _ = chosen(words, resume, trust)
+    from .. import api
+
+    run = api.train(
+        experiment,
+        out,
+        resume,
+        device=device,
+        console=not quiet,
+        check=not no_check,
+        report=not no_report,
+        trust=trust or (),
+    )
+    if os.environ.get("RANK", "0") == "0":  # the group is left by now: ask the launcher who is first
+        show(run)
+
+
+def chosen(
+    words: list[str], resume: bool, trust: list[str] | None, known: tuple[str, ...] = ()
+) -> tuple[Config[Experiment], Path, dict[str, str]]:
+    """What the words of a training command say.
+
+    Args:
+        words: a recipe's name, unless a run is resumed, and assignments.
+        resume: whether the run folder may say what the recipe is.
+        trust: modules that it may name.
+        known: the command's own words, besides `out`.
+
+    Returns:
+        The experiment, the run folder, and the command's own words.
+
+    Raises:
+        ConfigError: a word is missing or means nothing.
+    """
     name = None if is_assignment(words[0]) else words[0]
-    own, overrides = take(words[0 if name is None else 1 :], ("out",))
+    own, overrides = take(words[0 if name is None else 1 :], ("out", *known))
     if "out" not in own:
         raise ConfigError("say where the run goes: out=runs/NAME")
-    out = Path(own["out"])
-    from .. import api
+    out = Path(own.pop("out"))
     from ..config import from_json
     from ..recipes import recipe
     from ..recipes.norms import override
@@ -68,17 +107,11 @@ def train(
     else:
         raise ConfigError("name a recipe first; `boxwright recipes` lists them")
     override(experiment, overrides)  # pyright: ignore[reportArgumentType]
-    run = api.train(
-        experiment,  # pyright: ignore[reportArgumentType]
-        out,
-        resume,
-        device=device,
-        console=not quiet,
-        check=not no_check,
-        report=not no_report,
-        trust=trust or (),
-    )
-    if os.environ.get("RANK", "0") == "0":  # the group is left by now: ask the launcher who is first
-        if run.metrics:
-            typer.echo(str(run.metrics))
-        typer.echo(f"run folder: {run.path}")
+    return experiment, out, own  # pyright: ignore[reportReturnType]
+
+
+def show(run: Run) -> None:
+    """Print what came out."""
+    if run.metrics:
+        typer.echo(str(run.metrics))
+    typer.echo(f"run folder: {run.path}")
