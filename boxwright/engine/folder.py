@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ..distributed import restarted
 from ..errors import TrainingError
 from . import checkpoint
 from .messages import notify, on_main
 
 _OWNED: set[Path] = set()  # record locks do not hold a process off itself
 TRACES = ("config.json", "metrics.jsonl", "checkpoints")
+
+
+def goes_on(out: Path, resume: bool) -> bool:
+    """Whether a run goes on with what its folder holds; every rank must ask.
+
+    Args:
+        out: the run folder.
+        resume: whether that is asked for. If not, it does so nonetheless where the `torchrun` that began
+            the run has started its processes anew.
+    """
+    anew = restarted()
+    return on_main(lambda: resume or (anew and _signed_by(out) == _launcher()))
 
 
 @contextmanager
@@ -33,6 +47,7 @@ def run_folder(out: Path, resume: bool) -> Iterator[None]:
         try:
             locks.append(_claim(out))
             _check_unused(out, resume)
+            _sign(locks[0])
             checkpoint.sweep(out / "checkpoints")
         except OSError as error:
             raise TrainingError(
@@ -83,16 +98,37 @@ def _claim(out: Path) -> IO[str]:
         _lock(lock)
     except OSError:
         lock.seek(0)
-        owner = lock.read().strip() or "unknown"
+        owner = lock.readline().strip() or "unknown"
         lock.close()
         raise TrainingError(
             f"another process (pid {owner}) trains into {out}: wait for it, or choose another `out`"
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
     _OWNED.add(out.resolve())
     return lock
+
+
+def _sign(lock: IO[str]) -> None:
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n{_launcher()}\n")
+    lock.flush()
+
+
+def _signed_by(out: Path) -> str:
+    """The launcher whose processes trained into a folder last."""
+    try:
+        return (out / ".lock").read_text().splitlines()[1]
+    except (OSError, IndexError):
+        return ""
+
+
+def _launcher() -> str:
+    """What started this process, by a name that nothing else ever has on this machine."""
+    parent = os.getppid()
+    try:
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # not Linux
+        started = ""
+    return f"{socket.gethostname()} {parent} {started}"
 
 
 def _lock(file: IO[str]) -> None:

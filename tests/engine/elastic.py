@@ -145,7 +145,12 @@ def command(out, words):
     """`boxwright WORDS...`, which ends the process."""
     from boxwright.cli import main
 
-    main(words)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the launcher speaks to the test by the other
+    try:
+        main(words)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def agent(out, restarts, ranks=2, **options):

@@ -18,6 +18,7 @@ import torch
 from boxwright.engine import find_last, load_weights
 from boxwright.engine.agreement import differences, ranges
 from boxwright.engine.watch import Sign, compare
+from boxwright.errors import TrainingError
 
 TINY = [
     "model.backbone.name=mobilenetv3_small_050", "model.backbone.weights=None", "model.neck.out_channels=8",
@@ -128,6 +129,17 @@ def done(out):
     """The last line that was written of a step."""
     path = out.with_name(f"{out.name}.seen")
     return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_only_the_launcher_that_began_a_run_goes_on_unasked(toy, tmp_path, monkeypatch):
+    toy.run(tmp_path / "run", epochs=1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert toy.run(tmp_path / "run", epochs=2).first_step == 7
+    lock = tmp_path / "run/.lock"
+    lock.write_text(lock.read_text().replace(str(os.getppid()), "1"))
+    for _ in range(2):  # a refused start does not sign
+        with pytest.raises(TrainingError, match="already holds a run"):
+            toy.run(tmp_path / "run", epochs=3)
 
 
 def wait_for(path: Path) -> int:
@@ -336,8 +348,9 @@ def assert_same_run(out, whole):
 def test_fifty_kills_of_a_detector(elastic, digits, tmp_path):
     """The whole command, from a process that has imported what it needs; kills hit all of its life."""
     whole, out = tmp_path / "whole", tmp_path / "run"
+    elastic.start(whole, job="command", words=[*words_of(whole, digits), "--no-report"])
     began = time.monotonic()
-    go(elastic, whole, job="command", words=[*words_of(whole, digits), "--no-report"])
+    assert elastic.wait() == [0], elastic.said()
     life, rng, kills, places = time.monotonic() - began, random.Random(0), 0, set()
     while kills < 50:
         (pid,) = elastic.start(out, job="command", words=[*words_of(out, digits), "--no-report"])
