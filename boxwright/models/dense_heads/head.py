@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
@@ -150,16 +151,40 @@ class DenseHead(PriorHead):
         classes, codes, qualities = [], [], []
         for level, feature in enumerate(features):
             shared = self.stem(feature)
-            class_features, box_features = self.class_tower(shared), self.box_tower(shared)
-            code = self.box_predictor(box_features)
-            classes.append(by_prior(self.class_predictor(class_features), self.columns))
-            codes.append(by_prior(code if self.scales is None else self.scales[level](code), self.coder.size))
+            outputs = self.predict(self.class_tower(shared), self.box_tower(shared))
+            code = outputs["box"] if self.scales is None else self.scales[level](outputs["box"])
+            classes.append(by_prior(outputs["class"], self.columns))
+            codes.append(by_prior(code, self.coder.size))
             if self.quality_predictor is not None:
-                branch = class_features if self.quality_branch == "class" else box_features
-                qualities.append(by_prior(self.quality_predictor(branch), 1)[..., 0])
+                qualities.append(by_prior(outputs["quality"], 1)[..., 0])
         return DensePredictions(
             torch.cat(classes, 1), torch.cat(codes, 1), torch.cat(qualities, 1) if qualities else None
         )
+
+    def predict(self, class_features: Tensor, box_features: Tensor) -> dict[str, Tensor]:
+        """Outputs of the predictors by "class", "box" and, if there is one, "quality"."""
+        on_class, on_box = {"class": self.class_predictor}, {"box": self.box_predictor}
+        if self.quality_predictor is not None:
+            (on_class if self.quality_branch == "class" else on_box)["quality"] = self.quality_predictor
+        if class_features is box_features:
+            return convolve_together(on_class | on_box, box_features)
+        return convolve_together(on_class, class_features) | convolve_together(on_box, box_features)
+
+
+def convolve_together(layers: dict[str, nn.Conv2d], x: Tensor) -> dict[str, Tensor]:
+    """What convolutions that differ in their output channels alone make of the same features, by name.
+
+    While gradients are wanted it is one convolution, whose gradient visits the features once.
+    """
+    plain = all(type(layer) is nn.Conv2d for layer in layers.values())
+    if len(layers) == 1 or not plain or not torch.is_grad_enabled():
+        return {name: layer(x) for name, layer in layers.items()}
+    first, *_ = layers.values()
+    weight = torch.cat([layer.weight for layer in layers.values()])
+    bias = torch.cat([layer.bias for layer in layers.values() if layer.bias is not None])
+    output = F.conv2d(x, weight, bias, first.stride, first.padding)
+    parts = output.split([layer.out_channels for layer in layers.values()], 1)
+    return dict(zip(layers, parts, strict=True))
 
 
 def by_prior(output: Tensor, size: int) -> Tensor:
