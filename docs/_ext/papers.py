@@ -64,6 +64,12 @@ PAPERS = {
         2015,
         "1412.7062",
     ),
+    "DDP": Paper(
+        "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
+        "Li et al.",
+        2020,
+        "2006.15704",
+    ),
     "DCN": Paper("Deformable Convolutional Networks", "Dai et al.", 2017, "1703.06211"),
     "DCNv2": Paper(
         "Deformable ConvNets v2: More Deformable, Better Results", "Zhu et al.", 2018, "1811.11168"
@@ -121,6 +127,12 @@ PAPERS = {
         "Libra R-CNN: Towards Balanced Learning for Object Detection", "Pang et al.", 2019, "1904.02701"
     ),
     "Mask R-CNN": Paper("Mask R-CNN", "He et al.", 2017, "1703.06870"),
+    "In-place batch norm": Paper(
+        "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs",
+        "Rota Bulò et al.",
+        2018,
+        "1712.02616",
+    ),
     "MegDet": Paper("MegDet: A Large Mini-Batch Object Detector", "Peng et al.", 2018, "1711.07240"),
     "MMDetection": Paper(
         "MMDetection: Open MMLab Detection Toolbox and Benchmark", "Chen et al.", 2019, "1906.07155"
@@ -189,6 +201,9 @@ PAPERS = {
         "1611.10012",
     ),
     "YOLOv3": Paper("YOLOv3: An Incremental Improvement", "Redmon and Farhadi", 2018, "1804.02767"),
+    "Sub-linear memory": Paper(
+        "Training Deep Nets with Sublinear Memory Cost", "Chen et al.", 2016, "1604.06174"
+    ),
     "Weight standardisation": Paper(
         "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
         "Qiao et al.",
