@@ -1,0 +1,107 @@
+"""Weights that no longer change are made ready once, not in every pass.
+
+Under autocast each pass casts all weights anew, and a convolution that takes over the norm behind it
+multiplies its kernel first: for one image that is a good part of all the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops.linear import linear
+from .depthwise import StridedDepthwiseConv2d
+
+Source = tuple[tuple[int, int], ...]
+"""The tensors that something was made of, each by its place in memory and the number of its changes."""
+
+
+class Ready(NamedTuple):
+    """Kernel and bias as a pass wants them: in the dtype that is computed in, with a norm's map in them."""
+
+    source: Source
+    weight: Tensor
+    bias: Tensor | None
+
+
+def settle(module: nn.Module) -> None:
+    """Keep the weights of the layers inside as passes without gradient want them, in place.
+
+    Values stay to the last bit, if fully connected layers compute by `ops.linear` already. Parameters stay,
+    too, so this takes up to as much memory again; where they change after all, what was made of them is made
+    anew. With gradients, and in a compiled or exported graph, the layers are what they were.
+
+    Args:
+        module: for prediction.
+    """
+    for layer in module.modules():
+        if type(layer) in _RUN and "ready" not in layer.__dict__:
+            layer.__dict__["ready"] = {}
+            if "following" not in layer.__dict__:  # else its forward asks for what is kept by itself
+                layer.forward = partial(_forward, layer, layer.forward)
+
+
+def ready(
+    layer: nn.Module, x: Tensor, norm: nn.Module | None, make: Callable[[], tuple[Tensor, Tensor | None]]
+) -> Ready | None:
+    """What is kept of a layer for such an input; None where it is not settled or not called for prediction.
+
+    Args:
+        layer: with `weight` and perhaps `bias`.
+        x: its input.
+        norm: the norm that kernel and bias are made of, too; None for none.
+        make: makes them.
+    """
+    kept: dict[torch.dtype, Ready] | None = layer.__dict__.get("ready")
+    if kept is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    source = _source(layer) if norm is None else _source(layer) + _source(norm)
+    found = kept.get(dtype)
+    if found is None or found.source != source:
+        weight, bias = make()
+        found = Ready(source, weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+        kept[dtype] = found
+    return found
+
+
+def run(layer: nn.Module, x: Tensor, made: Ready) -> Tensor:
+    """The layer with such a kernel and bias."""
+    return _RUN[type(layer)](layer, x, made.weight, made.bias)
+
+
+def _forward(layer: nn.Module, before: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    made = ready(layer, x, None, lambda: (layer.get_parameter("weight"), layer._parameters["bias"]))
+    return before(x) if made is None else run(layer, x, made)
+
+
+def _source(layer: nn.Module) -> Source:
+    tensors = (*layer._parameters.values(), *layer._buffers.values())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return layer._conv_forward(x, weight, bias)
+
+
+def _convolve_transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    sizes = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    return F.conv_transpose2d(x, weight, bias, *sizes)  # pyright: ignore[reportArgumentType]
+
+
+def _multiply(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(x, weight, bias)
+
+
+_RUN: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv2d: _convolve,
+    StridedDepthwiseConv2d: _convolve,
+    nn.ConvTranspose2d: _convolve_transposed,
+    nn.Linear: _multiply,
+}
