@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 harness = importlib.import_module("benchmarks.harness")
 detectors = importlib.import_module("benchmarks.detectors")
 evaluator = importlib.import_module("benchmarks.evaluator")
+loader = importlib.import_module("benchmarks.loader")
 operators = importlib.import_module("benchmarks.operators")
 table = importlib.import_module("benchmarks.table")
 CPU = torch.device("cpu")
@@ -71,6 +72,16 @@ def test_the_synthetic_results_give_the_metrics_of_pycocotools() -> None:
     expected = evaluator.theirs(truth, results)
     for key, value in zip(evaluator.KEYS, expected, strict=True):
         assert measured[f"bbox/{key}"] == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_the_loaders_do_equal_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduced: bool) -> None:
+    monkeypatch.setenv("BOXWRIGHT_CACHE", str(tmp_path / "cache"))
+    case = loader.Case(file=(96, 128), short=48, long=64)
+    root = loader.make_folder(tmp_path / "photos", 8, case.file)
+    loader.check_equal_work(root, case, reduced)
+    assert loader.consume(loader.ours(root, case, 4, reduced)) == 8
+    assert loader.consume(loader.theirs(root, case, 4)) == 8
 
 
 def test_operators_agree() -> None:
