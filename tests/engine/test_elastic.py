@@ -57,6 +57,14 @@ def assert_close(first, second):
         assert torch.allclose(value, second[key], rtol=0, atol=1e-5), key
 
 
+@pytest.fixture(scope="module")
+def whole(elastic, tiny_data, tmp_path_factory):
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    go(elastic, out, job="train", data=str(tiny_data))
+    return out
+
+
 @pytest.mark.parametrize(
     ("middle", "stops"),
     [
@@ -66,10 +74,9 @@ def assert_close(first, second):
         ({"ranks": 2, "accumulate": 2}, (2, 5)),
     ],
 )
-def test_one_rank_then_others_then_one(elastic, tiny_data, tmp_path, middle, stops):
+def test_one_rank_then_others_then_one(elastic, tiny_data, whole, tmp_path, middle, stops):
     same = {"job": "train", "data": str(tiny_data)}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    go(elastic, whole, **same)
+    cut = tmp_path / "cut"
     go(elastic, cut, **same, stop=stops[0])
     go(elastic, cut, **same, **middle, stop=stops[1], resume=True)
     go(elastic, cut, **same, resume=True)
