@@ -18,6 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from boxwright.models.assigners import MaxIoUAssigner
 from boxwright.models.losses import FocalLoss
+from boxwright.ops.deform_conv import deform_conv2d
 from boxwright.ops.masks import paste
 from boxwright.ops.nms import nms
 from boxwright.ops.roi_align import assign_levels, roi_align
@@ -99,6 +100,54 @@ def suppression(device: torch.device) -> Case:
     return Case(ours, theirs, lambda: float((ours() != theirs()).float().mean()), "2x4000 boxes, 80 classes")
 
 
+def proposals(device: torch.device) -> Case:
+    """NMS of two images with 4,768 anchors of 5 levels, of which an RPN keeps 1,000."""
+    g = torch.Generator().manual_seed(0)
+    counts = torch.tensor([1000, 1000, 1000, 1000, 768])
+    boxes = random_boxes(2, 4768, 512, 640, g).to(device)
+    scores = torch.rand(2, 4768, generator=g).to(device)
+    levels = torch.arange(5).repeat_interleave(counts).repeat(2, 1).to(device)
+    valid = torch.ones_like(levels, dtype=torch.bool)
+
+    def ours() -> Tensor:
+        return nms(boxes, scores, levels, valid, 0.7, 1000)[0]
+
+    def theirs() -> Tensor:
+        kept = [
+            torchvision.ops.batched_nms(*image, 0.7)[:1000]
+            for image in zip(boxes, scores, levels, strict=True)
+        ]
+        return torch.stack(kept)
+
+    return Case(ours, theirs, lambda: float((ours() != theirs()).float().mean()), "2x4768 boxes, 5 levels")
+
+
+def deformable(device: torch.device, backward: bool) -> Case:
+    """Modulated deformable 3 x 3 convolution of two maps of 32 x 40 with 256 channels."""
+    g = torch.Generator().manual_seed(0)
+    shapes = (2, 256, 32, 40), (2, 18, 32, 40), (256, 256, 3, 3), (2, 9, 32, 40)
+    x, offset, weight, mask = (torch.randn(shape, generator=g).to(device) for shape in shapes)
+    last = x.contiguous(memory_format=torch.channels_last)
+    weight = weight / 48
+    inputs = [t.requires_grad_(backward) for t in (x, offset, weight, mask)]
+    ours_inputs = [last.requires_grad_(backward), *inputs[1:]]
+
+    def run(function: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        output = function(tensors[0], tensors[1], tensors[2], padding=1, mask=tensors[3])
+        return torch.autograd.grad(output.square().sum(), tensors) if backward else (output,)
+
+    def difference() -> float:
+        pairs = zip(run(deform_conv2d, ours_inputs), run(torchvision.ops.deform_conv2d, inputs), strict=True)
+        return max(float((a - b).abs().max() / b.std()) for a, b in pairs)
+
+    return Case(
+        lambda: run(deform_conv2d, ours_inputs),
+        lambda: run(torchvision.ops.deform_conv2d, inputs),
+        difference,
+        "2x256x32x40",
+    )
+
+
 def focal(device: torch.device) -> Case:
     """Focal loss and its gradient over 50,000 anchors and 80 classes, float32."""
     g = torch.Generator().manual_seed(0)
@@ -163,6 +212,9 @@ CASES: dict[str, tuple[Callable[[torch.device], Case], float]] = {
     "roi_align forward": (lambda device: pooling(device, False), 1e-3),
     "roi_align forward+backward": (lambda device: pooling(device, True), 1e-3),
     "nms": (suppression, 0.0),
+    "nms of proposals": (proposals, 0.0),
+    "deform_conv forward": (lambda device: deformable(device, False), 1e-3),
+    "deform_conv forward+backward": (lambda device: deformable(device, True), 1e-3),
     "focal loss forward+backward": (focal, 1e-4),
     "assignment": (assignment, 0.0),
     "mask paste": (pasting, 0.05),

@@ -26,6 +26,7 @@ from .engine.precision import Precision, resolve_precision
 from .errors import DataError
 from .evaluation.collect import encode, to_original, to_records
 from .labels import LabelMap
+from .models.layers import set_folding, settle
 from .ops.masks import paste
 from .structures import Batch, Detections
 
@@ -165,8 +166,7 @@ class Detector:
         self.device = torch.device(device)
         usable = "auto" if precision == "fp16" and self.device.type != "cuda" else precision
         self.precision: Precision = resolve_precision(usable, self.device)
-        self.model = model.eval()
-        place_model(model, self.device, self.precision.channels_last)
+        self.model = prepare(model, self.device, self.precision)
         self.label_map = label_map
         self.transforms = tuple(transforms)
         self.canvas = canvas or Canvas()
@@ -286,6 +286,23 @@ class Detector:
                 masks,
                 pictures[i],
             )
+
+
+def prepare(model: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+    """The model as a `Detector` predicts with it, in place.
+
+    Values differ in the last bits from those of the model as it was built: norms with fixed statistics are
+    folded in float32, too. Kernels that are folded or cast for it are kept, as much memory again at most.
+
+    Args:
+        model: has `predict(images, sizes)`.
+        device: where to predict.
+        precision: to predict in.
+    """
+    place_model(model.eval(), device, precision.channels_last)
+    set_folding(model, "always")
+    settle(model)
+    return model
 
 
 def pictures_of(source: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:
