@@ -20,6 +20,9 @@ def test_one_process_is_plain_batch_norm() -> None:
     plain.eval(), ours.eval()
     torch.testing.assert_close(ours(x), plain(x))
     assert ours.num_batches_tracked == 1
+    # What computes it on CUDA asks for no more than the layer has.
+    torch.testing.assert_close(nn.SyncBatchNorm.forward(ours.train(), x), plain.train()(x))
+    assert ours.num_batches_tracked == 2
 
 
 def test_a_copy_keeps_who_shares() -> None:
