@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .recipes import recipes as recipes
     from .recipes.experiment import Experiment as Experiment
     from .recipes.norms import set_norm as set_norm
-    from .variance import gradient_variance as gradient_variance
     from .study import study as study
+    from .variance import gradient_variance as gradient_variance
 
 __version__ = "0.1.0"
 
