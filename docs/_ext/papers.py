@@ -70,6 +70,40 @@ PAPERS = {
         2020,
         "2006.15704",
     ),
+    "DistBelief": Paper(
+        "Large Scale Distributed Deep Networks",
+        "Dean et al.",
+        2012,
+        url="https://papers.nips.cc/paper/2012/hash/6aca97005c68f1206823815f66102863-Abstract.html",
+    ),
+    "PowerSGD": Paper(
+        "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",
+        "Vogels et al.",
+        2019,
+        "1905.13727",
+    ),
+    "Error feedback": Paper(
+        "Error Feedback Fixes SignSGD and other Gradient Compression Schemes",
+        "Karimireddy et al.",
+        2019,
+        "1901.09847",
+    ),
+    "FSDP": Paper(
+        "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", "Zhao et al.", 2023, "2304.11277"
+    ),
+    "ZeRO": Paper(
+        "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+        "Rajbhandari et al.",
+        2019,
+        "1910.02054",
+    ),
+    "Asynchrony and momentum": Paper(
+        "Asynchrony begets Momentum, with an Application to Deep Learning",
+        "Mitliagkas et al.",
+        2016,
+        "1605.09774",
+    ),
+    "Synchronous SGD": Paper("Revisiting Distributed Synchronous SGD", "Chen et al.", 2016, "1604.00981"),
     "DCN": Paper("Deformable Convolutional Networks", "Dai et al.", 2017, "1703.06211"),
     "DCNv2": Paper(
         "Deformable ConvNets v2: More Deformable, Better Results", "Zhu et al.", 2018, "1811.11168"
