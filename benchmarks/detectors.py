@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +167,7 @@ def make_pair(name: str, batch: int, height: int, width: int, device: torch.devi
     theirs.transform.postprocess = lambda result, shapes, originals: result  # pyright: ignore
     images, targets, ours = make_input(batch, height, width, "mask" in name)
     calibrate(theirs, lambda: theirs(images[:1]))
-    find_something(theirs, images[:1])
+    find_something(theirs, lambda: theirs(images[:1]))
     model = from_torchvision(theirs)
     shift = 1 if isinstance(model, TwoStageDetector) else 0
     moved = [{k: v.to(device) for k, v in t.items()} for t in targets]
@@ -211,21 +211,28 @@ def _ellipse(box: Tensor, height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def find_something(module: nn.Module, images: list[Tensor]) -> None:
-    """Spread the class logits of one of torchvision's detectors, so that some hundred candidates are left.
+def find_something(
+    module: nn.Module,
+    predict: Callable[[], object],
+    spread: Mapping[str, float] = CLASS_LOGITS,
+    background: int = 0,
+) -> None:
+    """Spread a detector's class logits, so that some hundred candidates are left; `predict` runs it.
 
     Random predictors give all classes nearly one score, below any threshold: post-processing is never done.
+    The layers have these names, and a linear one has that column for the background.
     """
     for name, layer in module.named_modules():
-        if name not in CLASS_LOGITS:
+        if name not in spread:
             continue
         outputs: list[Tensor] = []
         hook = layer.register_forward_hook(lambda _, __, output, to=outputs: to.append(output.flatten()))
-        module.eval()(list(images))
+        module.eval()
+        predict()
         hook.remove()
-        layer.weight.mul_(CLASS_LOGITS[name] / torch.cat(outputs).std())  # pyright: ignore
+        layer.weight.mul_(spread[name] / torch.cat(outputs).std())  # pyright: ignore
         if isinstance(layer, nn.Linear):
-            layer.bias[0] += BACKGROUND
+            layer.bias[background] += BACKGROUND
 
 
 @torch.no_grad()

@@ -1,15 +1,25 @@
 """Prediction with post-processing, ours beside torchvision's: latency at batch 1, and throughput.
 
-Masks are left as probabilities inside their boxes by both; `operators` measures pasting.
+Predictors are spread so that detectors find a hundred objects in each image, as trained ones do. Masks are
+left as probabilities inside their boxes by both; `operators` measures pasting. "auto" compares what each does
+when nothing is said: ours in the precision that the device is fast in, torchvision's in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import torch
+
+from boxwright.engine.precision import resolve_precision
+
 from . import harness
-from .detectors import BUILDERS, make_pair
+from .detectors import BUILDERS, Pair
+from .peers import PEERS, make_pairs
 from .training import input_size
+
+CLOSE = 2e-3
+"""Mean difference of the scores, in float32, that counts as agreement: suppression may turn at a tie."""
 
 
 def main() -> None:
@@ -18,6 +28,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--repeats", type=int, default=9)
@@ -27,10 +38,36 @@ def main() -> None:
     for name in arguments.models:
         for batch in arguments.batch:
             size = arguments.size or input_size(name, device)
-            pair = make_pair(name, batch, *size, device)
-            for precision in arguments.precisions:
-                runs = {who: pair.predict(who, precision) for who in ("ours", "torchvision")}
-                timings = harness.interleave(runs, arguments.repeats, device)
+            for pair in make_pairs(arguments.peers, name, batch, *size, device):
+                assert (gap := difference(pair)) < CLOSE, f"{name}, {pair.who}: scores differ by {gap:.2g}"
                 text = "x".join(map(str, size))
-                rows = harness.rows_of(timings, name, precision, device, batch=batch, size=text)
-                harness.record("inference", rows, device)
+                measure(pair, name, batch, text, arguments.precisions, arguments.repeats)
+
+
+def measure(pair: Pair, name: str, batch: int, size: str, precisions: list[str], repeats: int) -> None:
+    """Time both in every precision, all in turn."""
+    device = pair.batch.images.device
+    runs = {(who, p): pair.predict(who, p) for p in precisions for who in ("ours", pair.who)}
+    timings = harness.interleave({" ".join(key): run for key, run in runs.items()}, repeats, device)
+    auto = resolve_precision("auto", device).name
+    pairs = {p: (p, p) for p in precisions} | {"auto": (auto, "fp32")}
+    for kind, chosen in pairs.items():
+        both = dict(zip(("ours", pair.who), chosen, strict=True))
+        if not set(chosen) <= set(precisions) or (kind == "auto" and chosen[0] == chosen[1]):
+            continue
+        times = {who: timings[f"{who} {p}"] for who, p in both.items()}
+        case = name if kind != "auto" else f"{name}, auto"
+        rows = harness.rows_of(times, case, kind, device, batch=batch, size=size, precisions=both)
+        harness.record("inference", rows, device)
+
+
+def difference(pair: Pair) -> float:
+    """Mean difference of the detections' scores, in decreasing order, in float32."""
+    ours, theirs = (pair.predict(who, "fp32")() for who in ("ours", pair.who))
+    found = []
+    for image, other in enumerate(theirs):  # pyright: ignore
+        scores = other["scores"].sort(descending=True).values
+        mine = ours.scores[image, : len(scores)]  # pyright: ignore
+        assert len(scores) > 20, f"{len(scores)} detections: there is nothing to suppress or to mask"
+        found.append((torch.nn.functional.pad(mine, (0, len(scores) - len(mine))) - scores).abs().mean())
+    return float(torch.stack(found).max())

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from boxwright.engine.precision import resolve_precision
 
 from . import harness
-from .detectors import BUILDERS, Pair, make_pair
+from .detectors import BUILDERS, Pair
+from .peers import PEERS, make_pairs
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", nargs="*", type=int, help="default 2 8 on a CPU, 2 8 16 32 on CUDA")
     parser.add_argument("--repeats", type=int, default=7)
@@ -32,8 +34,8 @@ def main() -> None:
     for name in arguments.models:
         for batch in arguments.batch or batches(name, device):
             size = arguments.size or input_size(name, device)
-            pair = make_pair(name, batch, *size, device)
-            measure(pair, name, batch, size, device, arguments.precisions, arguments.repeats)
+            for pair in make_pairs(arguments.peers, name, batch, *size, device):
+                measure(pair, name, batch, size, device, arguments.precisions, arguments.repeats)
 
 
 def input_size(name: str, device: torch.device) -> tuple[int, int]:
@@ -59,7 +61,7 @@ def measure(
     with FlopCounterMode(display=False) as counter:
         pair.step("ours", "fp32")()
     for precision in precisions:
-        runs = {who: pair.step(who, precision) for who in ("ours", "torchvision")}
+        runs = {who: pair.step(who, precision) for who in ("ours", pair.who)}
         timings = harness.interleave(runs, repeats, device)
         rows = harness.rows_of(
             timings,
