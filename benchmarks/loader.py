@@ -190,12 +190,11 @@ def record_memory(root: Path, images: int, device: torch.device) -> None:
         table = folder(many_objects(root / str(count), count, 10)).train
         for workers in (2, 8):
             private, together = memory(table, workers)
-            case, size = f"{workers} workers", f"{count} images, {10 * count} objects"
-            row = harness.Row(case, "ours", "", 0, size, 0.0, 0.0, 1.0)
-            own = replace(row, value=private, note="MiB of each worker for itself")
-            harness.record("loader_memory", [own], device)
-            whole = replace(row, value=together, note="MiB of all processes together")
-            harness.record("loader_memory", [whole], device)
+            size = f"{count} images, {10 * count} objects"
+            for what, value in (("each worker for itself", private), ("all processes together", together)):
+                case = f"{workers} workers: {what}"
+                row = harness.Row(case, "ours", "", 0, size, 0.0, 0.0, 1.0, value=value, note="MiB")
+                harness.record("loader_memory", [row], device)
 
 
 def many_objects(root: Path, images: int, per_image: int) -> Path:
