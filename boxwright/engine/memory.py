@@ -172,7 +172,7 @@ def stages(model: nn.Module) -> list[str]:
 
 def _recompute(module: nn.Module) -> None:
     if "plain_forward" not in module.__dict__:
-        module.plain_forward = module.forward
+        module.__dict__["plain_forward"] = module.forward
         module.forward = MethodType(_recomputed, module)
 
 

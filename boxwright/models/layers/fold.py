@@ -28,7 +28,7 @@ def set_folding(module: nn.Module, when: Folding) -> None:
     """
     for layer in module.modules():
         if type(layer) in CONVOLUTIONS:
-            layer.folding = when
+            layer.__dict__["folding"] = when
 
 
 def folds(conv: nn.Module, x: Tensor) -> bool:
