@@ -154,10 +154,10 @@ def test_workers_share_the_images_and_each_passes_over_its_share(toy, tmp_path):
 
 @pytest.mark.parametrize("stop", [3, 7])  # in the middle, and between two epochs
 def test_one_worker_resumes_exactly(toy, tmp_path, stop):
-    expected = run(toy, tmp_path / "whole", Here(toy))
+    expected = run(toy, tmp_path / "whole", Here(toy), epochs=2)
     with pytest.raises(RuntimeError, match="plug"):
-        run(toy, tmp_path / "cut", Here(toy), extra=[Stop(stop)])
-    state = run(toy, tmp_path / "cut", Here(toy), resume=True)
+        run(toy, tmp_path / "cut", Here(toy), epochs=2, extra=[Stop(stop)])
+    state = run(toy, tmp_path / "cut", Here(toy), epochs=2, resume=True)
     assert state.first_step == stop
     toy.assert_equal(toy.weights(expected), toy.weights(state))
     for kind in ("train", "staleness", "val"):
@@ -177,8 +177,8 @@ def test_another_number_of_workers_cannot_resume(toy, tmp_path):
 
 
 def test_a_lost_worker_is_replaced_behind_its_last_answer(toy, tmp_path, capsys):
-    expected = run(toy, tmp_path / "whole", Here(toy))
-    state = run(toy, tmp_path / "run", Here(toy, lost=[1, 5, 6]))
+    expected = run(toy, tmp_path / "whole", Here(toy), epochs=1)
+    state = run(toy, tmp_path / "run", Here(toy, lost=[1, 5, 6]), epochs=1)
     toy.assert_equal(toy.weights(expected), toy.weights(state))
     assert capsys.readouterr().err.count("worker 0 is lost (killed); another one takes its place") == 3
 

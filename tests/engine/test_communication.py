@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import boxwright as bw
 from boxwright import distributed
+from boxwright.config import apply_overrides, build, from_json, to_json
 from boxwright.engine import Hook, communication, default_hooks, find_last, load_state, load_weights, sgd
 from boxwright.engine.communication import Communication, check_communication, stages
 from boxwright.engine.hooks import LearningRateHook
@@ -336,6 +338,15 @@ def test_senseless_settings(options, told):
 def test_settings_that_do_not_fit_the_run(options, precision, compiled, told):
     with pytest.raises(ConfigError, match=told):
         check_communication(Communication(**options), precision, compiled, 10)
+
+
+def test_recipes_take_the_settings_from_the_command_line():
+    config = bw.recipe("fcos_mnv2_320")
+    apply_overrides(config, ["communication.compress=bf16", "communication.timeout_s=60"])
+    again = from_json(to_json(config))
+    assert build(again.communication) == Communication(compress="bf16", timeout_s=60.0)
+    with pytest.raises(ConfigError, match=r"communication\.compress takes"):
+        apply_overrides(config, ["communication.compress=zip"])
 
 
 def test_one_process_says_that_nothing_is_exchanged(toy, tmp_path, capsys):
