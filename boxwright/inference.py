@@ -292,7 +292,8 @@ def prepare(model: nn.Module, device: torch.device, precision: Precision) -> nn.
     """The model as a `Detector` predicts with it, in place.
 
     Values differ in the last bits from those of the model as it was built: norms with fixed statistics are
-    folded in float32, too. Kernels that are folded or cast for it are kept, as much memory again at most.
+    folded in float32, too. What is made of kernels for it (folded, cast, sorted) is kept and takes up to
+    twice as much memory again.
 
     Args:
         model: has `predict(images, sizes)`.

@@ -1,13 +1,13 @@
 """Weights that no longer change are made ready once, not in every pass.
 
-Under autocast each pass casts all weights anew, and a convolution that takes over the norm behind it
-multiplies its kernel first: for one image that is a good part of all the work.
+Under autocast each pass casts all weights anew, a convolution that takes over the norm behind it multiplies
+its kernel first, and oneDNN sorts the kernel into blocks: for one image that is a good part of all the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -22,26 +22,46 @@ Source = tuple[tuple[int, int], ...]
 
 
 class Ready(NamedTuple):
-    """Kernel and bias as a pass wants them: in the dtype that is computed in, with a norm's map in them."""
+    """Kernel and bias as a pass wants them: in the dtype that is computed in, with a norm's map in them.
+
+    A convolution on a CPU has its kernel in oneDNN's order, too. That depends on the size of the input, and
+    one of the wrong order takes far longer than to sort anew, so it is for inputs of its own shape alone.
+    """
 
     source: Source
     weight: Tensor
     bias: Tensor | None
+    packed: Tensor | None = None
+    shape: torch.Size | None = None
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """The one for such an input."""
+        return self.weight if self.packed is None or x.shape != self.shape else self.packed
+
+
+class Kept(dict[torch.dtype, Ready]):
+    """What is kept of a layer, by the dtype that is computed in. Copies of the layer start anew."""
+
+    def __deepcopy__(self, memo: object) -> Kept:
+        return Kept()
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
 
 
 def settle(module: nn.Module) -> None:
     """Keep the weights of the layers inside as passes without gradient want them, in place.
 
-    Values stay to the last bit, if fully connected layers compute by `ops.linear` already. Parameters stay,
-    too, so this takes up to as much memory again; where they change after all, what was made of them is made
-    anew. With gradients, and in a compiled or exported graph, the layers are what they were.
+    Values stay but for the last bit. Parameters stay, too, so this takes up to twice as much memory again;
+    where they change after all, what was made of them is made anew. With gradients, and in a compiled or
+    exported graph, the layers are what they were.
 
     Args:
         module: for prediction.
     """
     for layer in module.modules():
         if type(layer) in _RUN and "ready" not in layer.__dict__:
-            layer.__dict__["ready"] = {}
+            layer.__dict__["ready"] = Kept()
             if "following" not in layer.__dict__:  # else its forward asks for what is kept by itself
                 layer.forward = partial(_forward, layer, layer.forward)
 
@@ -57,7 +77,7 @@ def ready(
         norm: the norm that kernel and bias are made of, too; None for none.
         make: makes them.
     """
-    kept: dict[torch.dtype, Ready] | None = layer.__dict__.get("ready")
+    kept: Kept | None = layer.__dict__.get("ready")
     if kept is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     device = x.device.type
@@ -66,14 +86,18 @@ def ready(
     found = kept.get(dtype)
     if found is None or found.source != source:
         weight, bias = make()
-        found = Ready(source, weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
-        kept[dtype] = found
+        weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+        packed = None
+        if isinstance(layer, nn.Conv2d) and _is_packed(layer, x, dtype):
+            sizes = layer.padding, layer.stride, layer.dilation, layer.groups
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(x.shape))
+        found = kept[dtype] = Ready(source, weight, bias, packed, x.shape)
     return found
 
 
 def run(layer: nn.Module, x: Tensor, made: Ready) -> Tensor:
     """The layer with such a kernel and bias."""
-    return _RUN[type(layer)](layer, x, made.weight, made.bias)
+    return _RUN[type(layer)](layer, x, made.kernel(x), made.bias)
 
 
 def _forward(layer: nn.Module, before: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -86,7 +110,25 @@ def _source(layer: nn.Module) -> Source:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
 
 
+@cache
+def has_packing() -> bool:
+    """Whether this build of PyTorch has what its compiler calls for convolutions with frozen weights."""
+    names = "_reorder_convolution_weight", "_convolution_pointwise"
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def _is_packed(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> bool:
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    known = x.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return last and plain and known and has_packing()
+
+
 def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.is_mkldnn:
+        sizes = layer.padding, layer.stride, layer.dilation, layer.groups
+        x = x.to(weight.dtype)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *sizes, "none", [], "")
     return layer._conv_forward(x, weight, bias)
 
 
