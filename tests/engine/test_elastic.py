@@ -158,7 +158,7 @@ def wait_for(path: Path) -> int:
 
 
 def test_killed_ranks_are_started_anew_and_go_on(elastic, tiny_data, tmp_path):
-    options = {"data": tiny_data, "epochs": 20, "delay": 0.03, "every": 3}
+    options = {"data": tiny_data, "epochs": 12, "delay": 0.05, "every": 5}
     out = tmp_path / "killed" / "run"
     out.parent.mkdir()
     kill_ranks(elastic, out, 2, 0, **options)
