@@ -218,6 +218,7 @@ def load(
     source: Run | str | os.PathLike[str],
     device: str | torch.device = "auto",
     *,
+    precision: str | None = None,
     ema: bool = True,
     trust: Sequence[str] = (),
 ) -> Detector:
@@ -226,6 +227,8 @@ def load(
     Args:
         source: a run or its folder (its best checkpoint), one checkpoint, or its `.safetensors` file.
         device: where to predict.
+        precision: "auto" (bf16 where the hardware is made for it, else fp32), "fp32", "bf16" or "fp16"; None
+            for the experiment's, which is "auto" unless it says otherwise.
         ema: take the moving average of the weights where there is one.
         trust: modules of your own that the configuration in the checkpoint may name; others are refused.
 
@@ -255,7 +258,7 @@ def load(
         build_config(config.eval_transforms),
         build_config(config.canvas),
         resolve_device(device),
-        config.precision,
+        config.precision if precision is None else precision,
         config,
         reduced_decoding=config.reduced_decoding,
     )

@@ -17,6 +17,7 @@ import boxwright as bw
 from boxwright.assembly import describe_data
 from boxwright.config import NumClasses, apply_overrides, from_json, to_json
 from boxwright.engine.checkpoint import load_weights, save_weights
+from boxwright.engine.precision import resolve_precision
 from boxwright.errors import CheckpointError, ConfigError, DataError, TrainingError
 from boxwright.metrics import Metrics
 
@@ -143,6 +144,12 @@ def test_ground_truth_against_itself_is_perfect(tiny_data: Path, tmp_path: Path)
     assert "1.000" in str(metrics)
     with pytest.raises(DataError, match="no split 'tests'"):
         bw.evaluate(file, data=tiny_data, split="tests")
+
+
+def test_the_precision_is_that_of_the_experiment_unless_another_is_asked_for(run: bw.Run) -> None:
+    own = bw.load(run, device="cpu")
+    assert own.precision == resolve_precision(own.config.precision, "cpu")
+    assert bw.load(run, device="cpu", precision="bf16").precision.name == "bf16"
 
 
 def test_load_prefers_the_moving_average(run: bw.Run) -> None:
