@@ -16,11 +16,13 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from boxwright.engine.memory import Memory
 from boxwright.engine.placing import place, place_model
 from boxwright.engine.precision import resolve_precision
 from boxwright.inference import prepare
 from boxwright.interop import from_torchvision
 from boxwright.models.detectors import OneStageDetector, TwoStageDetector
+from boxwright.models.layers import set_folding
 from boxwright.ops.masks import pack
 from boxwright.structures import Batch, Targets, to_device
 
@@ -99,13 +101,14 @@ class Pair:
     features: Callable[[nn.Module, list[Any]], Iterable[Tensor]] = torchvision_features
 
     def step(self, who: str, precision: str) -> Callable[[], object]:
-        """A whole training step: forward, backward, SGD."""
+        """A whole training step: forward, backward, SGD; ours set up as `boxwright.train` does by default."""
         ours = who == "ours"
         model = (self.ours if ours else self.theirs).train()
         device = self.batch.images.device
         chosen = resolve_precision(precision, device)
         if ours:
             place_model(model, device, chosen.channels_last)
+            set_folding(model, Memory().fold)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=ours or None)
 

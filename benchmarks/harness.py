@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 ROWS = Path(__file__).parent / "rows"
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Timing:
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warmup: int = 2
-) -> dict[str, Timing]:
+    runs: Mapping[Name, Callable[[], object]], repeats: int, device: torch.device, warmup: int = 2
+) -> dict[Name, Timing]:
     """Time competitors in turn, so that what disturbs the machine disturbs all of them.
 
     Args:
@@ -50,7 +52,7 @@ def interleave(
         device: it is waited for at the end of each run.
         warmup: rounds before, not timed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for number in range(warmup + repeats):
         for name, run in runs.items():
             wait(device)

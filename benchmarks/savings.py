@@ -48,21 +48,21 @@ class Saving:
         norm: of the ResNet.
     """
 
-    memory: Memory = Memory()  # noqa: RUF009  frozen
+    memory: Memory = Memory(fold="never")  # noqa: RUF009  frozen
     precision: str = "fp32"
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d
 
 
 PLAIN = Saving()
-CHECKPOINT = Memory(checkpoint="auto")
+CHECKPOINT = Memory(checkpoint="auto", fold="never")
 SAVINGS: dict[str, dict[str, Saving]] = {
     "fixed": {
         "plain": PLAIN,
-        "fold=always": Saving(Memory(fold="always")),
+        "fold=always": Saving(Memory()),
         "checkpoint=auto": Saving(CHECKPOINT),
-        "bf16": Saving(Memory(fold="never"), "bf16"),
-        "bf16, fold=auto": Saving(precision="bf16"),
-        "all together": Saving(Memory(checkpoint="auto", fold="always"), "bf16"),
+        "bf16": Saving(precision="bf16"),
+        "bf16, fold=always": Saving(Memory(), "bf16"),
+        "all together": Saving(Memory(checkpoint="auto"), "bf16"),
     },
     "learning": {
         "plain": PLAIN,

@@ -40,7 +40,8 @@ class Memory:
             or with commas between them. A stage (`layer3`, `backbone.stage4`) is computed again in segments,
             another module as a whole. Gradients stay the same to the last bit.
         fold: norms with fixed statistics are multiplied into the convolutions before them, which spares their
-            inputs: "auto" in bf16 and fp16, "always" in float32, too (other rounding), or "never".
+            inputs and a pass over them: "always"; "auto" in bf16 and fp16 alone, since in float32 the other
+            rounding is seen in the last decimals; or "never".
         compile_budget: with `compile`, the share of the activations, 0 to 1, that the compiler may keep; what
             is cheapest to compute again goes first. None leaves it to PyTorch.
 
@@ -49,7 +50,7 @@ class Memory:
     """
 
     checkpoint: str | tuple[str, ...] = "none"
-    fold: Folding = "auto"
+    fold: Folding = "always"
     compile_budget: float | None = None
 
     def __post_init__(self) -> None:

@@ -186,14 +186,14 @@ def test_a_whole_detector_in_bf16_folded_and_recomputed() -> None:
 def test_settings_of_the_command_line() -> None:
     config = recipe("fcos_mnv2_320")
     plain = recipe("fcos_mnv2_320")
-    apply_overrides(config, ["memory.checkpoint=auto", "memory.fold=always"])
+    apply_overrides(config, ["memory.checkpoint=auto", "memory.fold=never"])
     assert flatten(config)["memory.checkpoint"] == "auto"
     assert flatten(plain)["memory.compile_budget"] is None
     assert history(plain)["memory.fold"] == "default of Experiment"
-    assert "+ memory.fold = 'always'" in diff(plain, config)
+    assert "+ memory.fold = 'never'" in diff(plain, config)
     assert diff(from_json(to_json(config)), config) == ""
     built = build(from_json(to_json(config)).memory)
-    assert built == Memory(checkpoint="auto", fold="always")
+    assert built == Memory(checkpoint="auto", fold="never")
     config.memory = Memory(checkpoint=("backbone.net.blocks.2",))
     assert diff(from_json(to_json(config)), config) == ""
     apply_overrides(config, ["memory.checkpoint=blocks.1, blocks.2"])
