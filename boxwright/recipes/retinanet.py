@@ -20,6 +20,8 @@ from .experiment import Experiment
 
 SCALES = (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
 """Three anchors an octave from 4 strides on (Sec. 4, "Anchors")."""
+SMALL_SCALES = (2.0, 2.0 * 4 ** (1 / 3), 2.0 * 4 ** (2 / 3))
+"""Three anchors in two octaves: at strides of 8 to 64 they are of 16 to 323 pixels."""
 
 
 def head() -> Partial[DenseHead]:
@@ -72,5 +74,7 @@ def retinanet_x101_64x4d_fpn_1x() -> Config[Experiment]:
 
 
 def retinanet_mnv2_320() -> Config[Experiment]:
-    """RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores."""
-    return common.dense_320(head(), lr=0.01)
+    """RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores; anchors from 16 pixels on."""
+    detector_head = head()
+    detector_head.priors.scales = SMALL_SCALES
+    return common.dense_320(detector_head, lr=0.01)
