@@ -20,9 +20,11 @@ from .semantic import load_map
 class Sample(TypedDict):
     """One image with its n objects, as transforms take and return it.
 
+    Before a `Resizing` transform the image can have fewer pixels than the `canvas_size` of the boxes says,
+    which all else refers to.
+
     Keys:
-        image: `(3, H, W)` uint8, RGB. Before a `Resizing` transform it can have fewer pixels than the
-            `canvas_size` of the boxes says, which all else refers to.
+        image: `(3, H, W)` uint8, RGB.
         boxes: `(n, 4)` float32 xyxy in pixels of the image, inside of it.
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
