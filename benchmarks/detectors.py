@@ -37,7 +37,7 @@ CLASSES = 80
 
 
 def mobilenet_faster_rcnn() -> nn.Module:
-    """Torchvision's Faster R-CNN sized as `faster_rcnn_mnv2_320`."""
+    """Torchvision's Faster R-CNN sized as `faster_rcnn_mnv2_320`, but with one size of anchors a level."""
     network = torchvision.models.mobilenet_v2(norm_layer=FrozenBatchNorm2d)
     backbone = BackboneWithFPN(network.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
     return detection.FasterRCNN(

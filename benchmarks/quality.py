@@ -120,7 +120,9 @@ def torchvision_detector(weights: Path, num_classes: int) -> FasterRCNN:
         num_classes + 1,
         min_size=240,
         max_size=320,
-        rpn_anchor_generator=AnchorGenerator(((32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 4),
+        rpn_anchor_generator=AnchorGenerator(
+            ((16, 32), (32, 64), (64, 128), (128, 256)), ((0.5, 1.0, 2.0),) * 4
+        ),
         rpn_pre_nms_top_n_train=500,
         rpn_post_nms_top_n_train=300,
         rpn_pre_nms_top_n_test=1000,

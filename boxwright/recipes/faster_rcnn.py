@@ -57,7 +57,7 @@ def mobilenet_model() -> Config[TwoStageDetector]:
         TwoStageDetector,
         backbone=common.mobilenet_v2(first_stride=8),
         neck=common.fpn(channels=128, outs=4),
-        rpn=common.rpn_head(scales=(4.0,), channels=128, after_nms=300),
+        rpn=common.rpn_head(scales=(2.0, 4.0), channels=128, after_nms=300),  # anchors from 16 pixels on
         roi=common.roi_heads(box),
         train_proposals=common.proposals(500, 300),
     )
