@@ -24,7 +24,7 @@ from .data.sample import Sample, Transform, image_tensor, needed_size
 from .engine.placing import place, place_model
 from .engine.precision import Precision, resolve_precision
 from .errors import DataError
-from .evaluation.collect import encode, to_original, to_records
+from .evaluation.collect import encode, to_columns, to_original
 from .labels import LabelMap
 from .models.layers import set_folding, settle
 from .ops.masks import paste
@@ -129,7 +129,7 @@ class ImageDetections:
             image_id: id of the image in the data set that the results belong to.
         """
         rles = None if self.masks is None else encode(self.masks)
-        return to_records(image_id, self.boxes, self.scores, self.labels, self.label_map, rles)
+        return to_columns(image_id, self.boxes, self.scores, self.labels, self.label_map, rles).records()
 
     def _name(self) -> str:
         return str(self.source) if isinstance(self.source, str | os.PathLike) else "an image"

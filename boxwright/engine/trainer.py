@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +26,7 @@ from .precision import Precision, resolve_precision
 from .randomness import seed_all, undisturbed
 from .resume import enter, restore
 from .schedule import Schedule
+from .signals import stop_signals
 from .state import Hook, Loader, TrainState, call, order_hooks
 from .step import train_step
 from .validation import StopRun, fetch
@@ -254,12 +254,8 @@ def _end_badly(state: TrainState, error: BaseException) -> None:
             error.add_note(f"and hook {hook.key!r} failed while ending: {second}")
 
 
-@contextmanager
-def _signals(state: TrainState) -> Iterator[None]:
+def _signals(state: TrainState) -> AbstractContextManager[None]:
     """SIGINT and SIGTERM ask the run to stop after the step; a second one stops it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if state.stop is not None:
@@ -271,9 +267,4 @@ def _signals(state: TrainState) -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         notify(f"{state.stop}: stopping after this step and saving; once more to stop at once")
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    return stop_signals(handle)

@@ -126,18 +126,6 @@ def to_original(boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> Tensor:
     return scaled.clamp(min=0.0).minimum(limits).float()
 
 
-def to_records(
-    image_id: int,
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    label_map: LabelMap,
-    rles: list[Record] | None = None,
-) -> list[Record]:
-    """COCO result records of the detections of one image, ready for JSON; arguments as of `to_columns`."""
-    return to_columns(image_id, boxes, scores, labels, label_map, rles).records()
-
-
 def to_columns(
     image_id: int,
     boxes: Tensor,

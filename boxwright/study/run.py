@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +24,7 @@ from ..data import Data
 from ..engine.folder import TRACES, run_folder
 from ..engine.messages import on_main
 from ..engine.placing import resolve_device
+from ..engine.signals import stop_signals
 from ..engine.trainer import TrainingInterrupted
 from ..errors import BoxwrightError, ConfigError
 from ..evaluation.files import write_text
@@ -281,20 +281,11 @@ def _told(row: Row) -> str:
     return f"{measured}{row.minutes or 0.0:.1f} min of training"
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
+def _stoppable() -> AbstractContextManager[None]:
     """SIGINT and SIGTERM between trainings stop the study at once; within one, after its step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         raise TrainingInterrupted(f"stopped by {name}", name)
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    return stop_signals(handle)
