@@ -22,7 +22,8 @@ if [ $# -lt 2 ]; then
 fi
 
 processes=${SLURM_GPUS_ON_NODE:-1}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*} # not through `head -n 1`: it may end before scontrol has written, which pipefail takes for a fault
 port=$((20000 + SLURM_JOB_ID % 10000))
 export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-processes} / processes))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds that a process has to finish its step and save
