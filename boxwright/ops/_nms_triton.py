@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,24 +15,20 @@ MAX_PAIR_BYTES = 2**28
 """Images are taken in chunks, so that their bit matrices stay below this."""
 
 
-def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, limit: float) -> Tensor:
     """Which boxes stay, `(B, N)` bool, of boxes in decreasing order of score.
 
     Args:
         boxes: `(B, N, 4)` float32.
         groups: `(B, N)` int64; only boxes of one group suppress each other.
         valid: `(B, N)` bool.
-        iou_threshold: a box is suppressed where IoU > threshold.
+        limit: a box is suppressed where the IoU, a float32, is above this float32.
     """
     batch, count = valid.shape
     keep = torch.zeros(batch, count, dtype=torch.int8, device=boxes.device)
     words = triton.cdiv(count, 32)
     if not valid.numel():
         return keep.bool()
-    # IoUs are float32: greater than the threshold is greater than the nearest float32 not above it.
-    limit = np.float32(iou_threshold)
-    if float(limit) > iou_threshold:
-        limit = np.nextafter(limit, np.float32(-np.inf))
     boxes, groups, valid = boxes.contiguous(), groups.contiguous(), valid.to(torch.int8).contiguous()
     step = max(1, MAX_PAIR_BYTES // (count * words * 4))
     for first in range(0, batch, step):
@@ -41,7 +36,7 @@ def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float)
         images = chunk.stop - chunk.start
         bits = torch.empty(images, count, words, dtype=torch.int32, device=boxes.device)
         _pairs[(images, triton.cdiv(count, 32), words)](
-            boxes[chunk], groups[chunk], bits, float(limit), count, words
+            boxes[chunk], groups[chunk], bits, limit, count, words
         )
         _scan[(images,)](bits, valid[chunk], keep[chunk], count, words, BLOCK=triton.next_power_of_2(words))
     return keep.bool()

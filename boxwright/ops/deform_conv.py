@@ -6,12 +6,15 @@ A convolution whose taps are moved by offsets that differ from place to place, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 import torchvision  # registers torch.ops.torchvision.deform_conv2d  # noqa: F401
 from torch import Tensor
 
 from boxwright.ops import _deform_conv_bags
+from boxwright.ops._deform_conv_bags import Sizes
 from boxwright.ops.boxes import as_float
 
 Pair = int | Sequence[int]
@@ -51,7 +54,7 @@ def deform_conv2d(
         ValueError: shapes do not fit each other.
     """
     sizes = pair(stride), pair(padding), pair(dilation)
-    _check(x, offset, weight, mask, *sizes)
+    _check(x, offset, weight, mask, sizes)
     output = _deform_conv2d_op(x, offset, weight, mask, *sizes)
     return output if bias is None else output + bias.to(output.dtype)[:, None, None]
 
@@ -104,22 +107,15 @@ def _deform_conv2d_op(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    sizes = stride, padding, dilation
     if x.device.type == "cpu":
-        return _deform_conv_bags.forward(x, offset, weight, mask, (stride, padding, dilation))
-    tensors, settings = _torchvision_arguments(x, offset, weight, mask, stride, padding, dilation)
+        return _deform_conv_bags.forward(x, offset, weight, mask, sizes)
+    tensors, settings = _torchvision_arguments(x, offset, weight, mask, sizes)
     return torch.ops.torchvision.deform_conv2d(*tensors, *settings).to(x.dtype)
 
 
 @_deform_conv2d_op.register_fake
-def _deform_conv2d_fake(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def _deform_conv2d_fake(x: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
     if x.device.type == "cpu":
         return _deform_conv_bags.empty_channels_last(x, weight.shape[0], offset.shape[2:])
     return x.new_empty(x.shape[0], weight.shape[0], *offset.shape[2:])
@@ -136,9 +132,10 @@ def _deform_conv2d_backward_op(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sizes = stride, padding, dilation
     if x.device.type == "cpu":
-        return _deform_conv_bags.backward(grad, x, offset, weight, mask, (stride, padding, dilation))
-    tensors, settings = _torchvision_arguments(x, offset, weight, mask, stride, padding, dilation)
+        return _deform_conv_bags.backward(grad, x, offset, weight, mask, sizes)
+    tensors, settings = _torchvision_arguments(x, offset, weight, mask, sizes)
     grad_x, grad_weight, grad_offset, grad_mask, _ = torch.ops.torchvision._deform_conv2d_backward(
         grad.to(tensors[0].dtype).contiguous(), *tensors, *settings
     )
@@ -148,14 +145,7 @@ def _deform_conv2d_backward_op(
 
 @_deform_conv2d_backward_op.register_fake
 def _deform_conv2d_backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    grad: Tensor, x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_mask = x.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     if x.device.type == "cpu":
@@ -182,13 +172,7 @@ _deform_conv2d_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _torchvision_arguments(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, sizes: Sizes
 ) -> tuple[list[Tensor], list[int | bool]]:
     """Tensors of one dtype and the numbers in torchvision's order; it always wants a mask and a bias."""
     value = as_float(x)
@@ -196,7 +180,7 @@ def _torchvision_arguments(
     tensors = [value, *(t.to(value.dtype) for t in given), value.new_zeros(weight.shape[0])]
     groups = x.shape[1] // weight.shape[1]
     offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
-    return tensors, [*stride, *padding, *dilation, groups, offset_groups, mask is not None]
+    return tensors, [*chain.from_iterable(sizes), groups, offset_groups, mask is not None]
 
 
 def pair(value: Pair) -> tuple[int, int]:
@@ -207,15 +191,7 @@ def pair(value: Pair) -> tuple[int, int]:
     return value, value
 
 
-def _check(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> None:
+def _check(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, sizes: Sizes) -> None:
     taps = weight.shape[2] * weight.shape[3]
     groups = offset.shape[1] // (2 * taps)
     if groups == 0 or offset.shape[1] % (2 * taps) or x.shape[1] % groups:
@@ -228,6 +204,7 @@ def _check(
             f"mask is {tuple(mask.shape)}; with offset {tuple(offset.shape)} it has {groups * taps} channels "
             "of the same size"
         )
+    stride, padding, dilation = sizes
     for axis, name in enumerate(("rows", "columns")):
         reach = dilation[axis] * (weight.shape[2 + axis] - 1) + 1
         size = (x.shape[2 + axis] + 2 * padding[axis] - reach) // stride[axis] + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision  # registers torch.ops.torchvision.roi_align  # noqa: F401
@@ -88,8 +88,8 @@ def mask_targets(
         `(B, R, S, S)` float32 in [0, 1], 0 where not positive. No gradient.
     """
     return _mask_targets_op(
-        *(crops.pixels, crops.boxes, crops.offset, boxes.detach().float(), gt_index, positive),
-        *(canvas[0], canvas[1], size, aligned),
+        *(boxes.detach().float(), gt_index, positive, size, aligned, canvas[0], canvas[1]),
+        *(crops.pixels, crops.boxes, crops.offset),
     )
 
 
@@ -139,16 +139,16 @@ def paste_reference(masks: Tensor, boxes: Tensor, height: int, width: int, thres
 
 @torch.library.custom_op("boxwright::mask_targets", mutates_args=())
 def _mask_targets_op(
-    pixels: Tensor,
-    crop_boxes: Tensor,
-    offset: Tensor,
     boxes: Tensor,
     gt_index: Tensor,
     positive: Tensor,
-    height: int,
-    width: int,
     size: int,
     aligned: bool,
+    height: int,
+    width: int,
+    pixels: Tensor,
+    crop_boxes: Tensor,
+    offset: Tensor,
 ) -> Tensor:
     if use_triton(boxes.device):
         from boxwright.ops import _mask_targets_triton
@@ -180,18 +180,7 @@ def _mask_targets_op(
 
 
 @_mask_targets_op.register_fake
-def _mask_targets_fake(
-    pixels: Tensor,
-    crop_boxes: Tensor,
-    offset: Tensor,
-    boxes: Tensor,
-    gt_index: Tensor,
-    positive: Tensor,
-    height: int,
-    width: int,
-    size: int,
-    aligned: bool,
-) -> Tensor:
+def _mask_targets_fake(boxes: Tensor, gt_index: Tensor, positive: Tensor, size: int, *_: Any) -> Tensor:
     return boxes.new_empty(*gt_index.shape, size, size, dtype=torch.float32)
 
 

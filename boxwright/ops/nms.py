@@ -7,7 +7,7 @@ are shifted in float64 by amounts that the coordinates survive (elsewhere).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torchvision  # registers torch.ops.torchvision.nms  # noqa: F401
@@ -25,12 +25,7 @@ BLOCK = 256
 
 
 def nms(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    iou_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     """Keep boxes in decreasing order of score, each suppressing later ones that overlap it too much.
 
@@ -52,12 +47,7 @@ def nms(
 
 
 def nms_reference(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    iou_threshold: float,
-    max_output: int,
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     """The definition of `nms`, one box after the other."""
     index, keep = _empty_output(boxes, max_output)
@@ -84,10 +74,8 @@ def _nms_op(
 
 
 @_nms_op.register_fake
-def _nms_fake(
-    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
-) -> tuple[Tensor, Tensor]:
-    return _empty_output(boxes, max_output)
+def _nms_fake(boxes: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _empty_output(boxes, max_output=others[-1])
 
 
 def _empty_output(boxes: Tensor, max_output: int) -> tuple[Tensor, Tensor]:
@@ -203,7 +191,7 @@ def _nms_by_bits(
         boxes.gather(1, order[..., None].expand(-1, -1, 4)),
         groups.gather(1, order),
         valid.gather(1, order),
-        iou_threshold,
+        _below(iou_threshold),
     )
     index, keep = _empty_output(boxes, max_output)
     slots = index.shape[1]

@@ -16,10 +16,7 @@ import torchvision  # registers torch.ops.torchvision.ps_roi_pool  # noqa: F401
 from torch import Tensor
 
 from boxwright.ops.boxes import as_float
-from boxwright.ops.roi_align import roi_align
-
-# A region out here is clipped to nothing.
-_NOWHERE = -1e6
+from boxwright.ops.roi_align import NOWHERE, batch_rois, roi_align
 
 
 def ps_roi_pool(maps: Tensor, boxes: Tensor, valid: Tensor, stride: int, bins: int) -> Tensor:
@@ -264,8 +261,5 @@ _ps_roi_pool_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _rois(boxes: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(B * R, 5)`: image index and box, as torchvision wants them; empty slots far outside the map."""
-    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=dtype)
-    image = image[:, None, None].expand(-1, boxes.shape[1], 1)
-    boxes = torch.where(valid[..., None], boxes.to(dtype), _NOWHERE)
-    return torch.cat((image, boxes), -1).flatten(0, 1)
+    """`(B * R, 5)`, as torchvision wants them; empty slots lie far outside the map, clipped to nothing."""
+    return batch_rois(torch.where(valid[..., None], boxes.to(dtype), NOWHERE), dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 import torchvision  # registers torch.ops.torchvision.roi_align  # noqa: F401
@@ -18,8 +19,8 @@ from boxwright.ops._roi_align_bags import Layout
 from boxwright.ops.backends import use_triton
 from boxwright.ops.boxes import area, as_float
 
-# Samples more than a cell outside a feature map count as 0 and read nothing: a box out here is nearly free.
-_NOWHERE = -1e6
+NOWHERE = -1e6
+"""Samples more than a cell outside a feature map are 0 and read nothing: a box out here is nearly free."""
 
 
 def assign_levels(
@@ -163,13 +164,12 @@ def _roi_align_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    if boxes.device.type == "cpu" and not pools_channels_last(features[0]):
-        return _forward_selected(features, boxes, level, strides, output_size, sampling_ratio, aligned)
+    heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
+    layout = Layout(strides, heights, widths, output_size, sampling_ratio, aligned)
     if pools_channels_last(features[0]):
-        heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
-        layout = Layout(strides, heights, widths, output_size, sampling_ratio, aligned)
         return _backend(boxes).forward(features, boxes, level, layout)
-    return _forward_masked(features, boxes, level, strides, output_size, sampling_ratio, aligned)
+    run = _forward_selected if boxes.device.type == "cpu" else _forward_masked
+    return run(features, boxes, level, layout)
 
 
 @_roi_align_op.register_fake
@@ -179,8 +179,7 @@ def _roi_align_fake(
     level: Tensor,
     strides: Sequence[int],
     output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
+    *_: Any,
 ) -> Tensor:
     shape = (features[0].shape[1], output_size, output_size)
     if not pools_channels_last(features[0]):
@@ -199,10 +198,9 @@ def _roi_align_backward_op(
     sampling_ratio: int,
     aligned: bool,
 ) -> list[Tensor]:
-    if gives_channels_last(grad):
-        layout = Layout(strides, heights, widths, grad.shape[-1], sampling_ratio, aligned)
-        return _backend(boxes).backward(grad, boxes, level, layout)
-    return _backward_masked(grad, boxes, level, strides, heights, widths, sampling_ratio, aligned)
+    layout = Layout(strides, heights, widths, grad.shape[-1], sampling_ratio, aligned)
+    run = _backend(boxes).backward if gives_channels_last(grad) else _backward_masked
+    return run(grad, boxes, level, layout)
 
 
 @_roi_align_backward_op.register_fake
@@ -213,8 +211,7 @@ def _roi_align_backward_fake(
     strides: Sequence[int],
     heights: Sequence[int],
     widths: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
+    *_: Any,
 ) -> list[Tensor]:
     batch, _, channels = grad.shape[:3]
     if not gives_channels_last(grad):
@@ -241,80 +238,56 @@ def _backward(ctx, grad: Tensor):
 _roi_align_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _rois(boxes: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(B * R, 5)`: image index and box, as torchvision wants them."""
+def batch_rois(boxes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boxes `(B, R, 4)` as `(B * R, 5)`: image index and box, as torchvision wants them."""
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=dtype)
     image = image[:, None, None].expand(-1, boxes.shape[1], 1)
     return torch.cat((image, boxes.to(dtype)), -1).flatten(0, 1)
 
 
-def _forward_selected(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def _forward_selected(features: Sequence[Tensor], boxes: Tensor, level: Tensor, layout: Layout) -> Tensor:
     """Torchvision's kernel, each level with just its own regions; rounds as torchvision's detectors do."""
-    shape = (features[0].shape[1], output_size, output_size)
-    output = features[0].new_zeros(level.numel(), *shape)
-    rois = _rois(boxes, as_float(features[0]).dtype)
-    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+    output = features[0].new_zeros(level.numel(), features[0].shape[1], layout.size, layout.size)
+    rois = batch_rois(boxes, as_float(features[0]).dtype)
+    for i, feature in enumerate(features):
         index = (level.flatten() == i).nonzero()[:, 0]
         if len(index) > 0:
-            pooled = torch.ops.torchvision.roi_align(
-                as_float(feature), rois[index], 1 / stride, *shape[1:], sampling_ratio, aligned
-            )
-            output[index] = pooled.to(output.dtype)
+            output[index] = _pool_level(feature, rois[index], i, layout).to(output.dtype)
     return output.unflatten(0, level.shape)
 
 
-def _forward_masked(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def _forward_masked(features: Sequence[Tensor], boxes: Tensor, level: Tensor, layout: Layout) -> Tensor:
     """Each level pools all slots, other levels' regions moved out of the map: nothing waits for the host."""
-    rois = _rois(boxes, as_float(features[0]).dtype)
-    output = rois.new_zeros(level.numel(), features[0].shape[1], output_size, output_size)
-    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        output += torch.ops.torchvision.roi_align(
-            as_float(feature), _only(rois, level, i), 1 / stride, *output.shape[2:], sampling_ratio, aligned
-        )
+    rois = batch_rois(boxes, as_float(features[0]).dtype)
+    output = rois.new_zeros(level.numel(), features[0].shape[1], layout.size, layout.size)
+    for i, feature in enumerate(features):
+        output += _pool_level(feature, _only(rois, level, i), i, layout)
     return output.unflatten(0, level.shape).to(features[0].dtype)
 
 
-def _backward_masked(
-    grad: Tensor,
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
-) -> list[Tensor]:
+def _pool_level(feature: Tensor, rois: Tensor, i: int, layout: Layout) -> Tensor:
+    return torch.ops.torchvision.roi_align(
+        *(as_float(feature), rois, 1 / layout.strides[i], layout.size, layout.size),
+        *(layout.sampling_ratio, layout.aligned),
+    )
+
+
+def _backward_masked(grad: Tensor, boxes: Tensor, level: Tensor, layout: Layout) -> list[Tensor]:
     batch, _, channels, size, _ = grad.shape
     flat = as_float(grad.flatten(0, 1)).contiguous()
-    rois = _rois(boxes, flat.dtype)
+    rois = batch_rois(boxes, flat.dtype)
+    levels = zip(layout.strides, layout.heights, layout.widths, strict=True)
     return [
         torch.ops.torchvision._roi_align_backward(
-            flat,
-            *(_only(rois, level, i), 1 / stride, size, size, batch, channels, height, width),
-            *(sampling_ratio, aligned),
+            *(flat, _only(rois, level, i), 1 / stride, size, size, batch, channels, height, width),
+            *(layout.sampling_ratio, layout.aligned),
         ).to(grad.dtype)
-        for i, (stride, height, width) in enumerate(zip(strides, heights, widths, strict=True))
+        for i, (stride, height, width) in enumerate(levels)
     ]
 
 
 def _only(rois: Tensor, level: Tensor, i: int) -> Tensor:
     """The regions with those of other levels moved to where there are no features."""
-    nowhere = torch.full_like(rois, _NOWHERE)
+    nowhere = torch.full_like(rois, NOWHERE)
     nowhere[:, 0] = rois[:, 0]
     return torch.where((level.flatten() == i)[:, None], rois, nowhere)

@@ -8,7 +8,7 @@ boxes are kept, whatever the scores: shapes and number of steps are fixed and no
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -118,17 +118,8 @@ def _soft_nms_op(
 
 
 @_soft_nms_op.register_fake
-def _soft_nms_fake(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor,
-    decay: str,
-    parameter: float,
-    min_score: float,
-    max_output: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_output(boxes, max_output)
+def _soft_nms_fake(boxes: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_output(boxes, max_output=others[-1])
 
 
 def _empty_output(boxes: Tensor, max_output: int) -> tuple[Tensor, Tensor, Tensor]:

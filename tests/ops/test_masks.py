@@ -112,7 +112,7 @@ def test_padding_batch_and_order_change_nothing():
 
 def test_opcheck():
     crops, boxes, best, positive = make()
-    parts = (crops.pixels, crops.boxes, crops.offset, boxes, best, positive, *CANVAS, 6, True)
+    parts = (boxes, best, positive, 6, True, *CANVAS, crops.pixels, crops.boxes, crops.offset)
     torch.library.opcheck(module._mask_targets_op, parts)
 
 

@@ -12,13 +12,20 @@ from boxwright.ops.roi_align import assign_levels, roi_align, roi_align_referenc
 STRIDES = [4, 8]
 
 
-def by_bags(features, boxes, level, strides, size, ratio=0, aligned=True):
+def layout_of(features, strides, size, ratio=0, aligned=True):
     heights, widths = [f.shape[2] for f in features], [f.shape[3] for f in features]
-    layout = _roi_align_bags.Layout(strides, heights, widths, size, ratio, aligned)
-    return _roi_align_bags.forward(features, boxes, level, layout)
+    return module.Layout(strides, heights, widths, size, ratio, aligned)
 
 
-FORWARDS = (roi_align, by_bags, module._forward_masked)
+def by_bags(features, boxes, level, *settings):
+    return _roi_align_bags.forward(features, boxes, level, layout_of(features, *settings))
+
+
+def masked(features, boxes, level, *settings):
+    return module._forward_masked(features, boxes, level, layout_of(features, *settings))
+
+
+FORWARDS = (roi_align, by_bags, masked)
 
 
 def make(seed: int = 0, batch: int = 2, regions: int = 9, dtype: torch.dtype = torch.float32):
@@ -61,17 +68,16 @@ def test_features_that_have_their_channels_innermost_are_pooled_so(ratio):
     torch.testing.assert_close(compiled(inputs, boxes, level, STRIDES, 5, ratio), pooled)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradients_are_those_of_the_reference(masked):
+@pytest.mark.parametrize("by_mask", [False, True])
+def test_gradients_are_those_of_the_reference(by_mask):
     features, boxes, level = make(2)
     weight = torch.randn(2, 9, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     inputs = [f.requires_grad_() for f in features]
     expected = torch.autograd.grad(
         (roi_align_reference(inputs, boxes, level, STRIDES, 4) * weight).sum(), inputs
     )
-    if masked:
-        shapes = [f.shape[2] for f in inputs], [f.shape[3] for f in inputs]
-        result = module._backward_masked(weight, boxes, level, STRIDES, *shapes, 0, True)
+    if by_mask:
+        result = module._backward_masked(weight, boxes, level, layout_of(inputs, STRIDES, 4))
     else:
         result = torch.autograd.grad((roi_align(inputs, boxes, level, STRIDES, 4) * weight).sum(), inputs)
     for a, b in zip(result, expected, strict=True):

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from boxwright.ops import _mask_targets_triton, _nms_triton, _roi_align_triton
+from boxwright.ops import _mask_targets_triton, _nms_triton, _roi_align_triton, nms
 from boxwright.ops._roi_align_bags import Layout
 from boxwright.ops.doctor import random_boxes
 from boxwright.ops.masks import mask_targets_reference, pack
@@ -39,7 +39,8 @@ def check_nms(device: torch.device) -> None:
         groups = torch.randint(0, 3, (2, count), generator=g)
         valid = torch.rand(2, count, generator=g) < 0.8
         scores = torch.linspace(1, 0.1, count).expand(2, -1)
-        keep = _nms_triton.suppress(boxes.to(device), groups.to(device), valid.to(device), threshold).cpu()
+        limit = nms._below(threshold)
+        keep = _nms_triton.suppress(boxes.to(device), groups.to(device), valid.to(device), limit).cpu()
         index, kept = nms_reference(boxes, scores, groups, valid, threshold, count)
         for b in range(2):
             assert keep[b].nonzero()[:, 0].tolist() == index[b, kept[b]].tolist()
