@@ -1,8 +1,8 @@
 """Arithmetic on boxes: `xyxy`, continuous pixels, no "+1"; and the IoU family, written once.
 
 Everything is computed in float32 whatever the dtype that comes in (float64 stays float64).
-`sizes`, `factors` and `width` hold one entry per image: where boxes are `(B, N, 4)`, sizes are `(B, 2)`;
-where boxes are `(N, 4)`, sizes are `(2,)`.
+`sizes` hold one entry per image: where boxes are `(B, N, 4)`, sizes are `(B, 2)`; where boxes are `(N, 4)`,
+sizes are `(2,)`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ def area(boxes: Tensor) -> Tensor:
     """Areas `(...)` of boxes `(..., 4)` in square pixels; 0 for boxes turned inside out."""
     width, height = _sides(as_float(boxes))
     return width * height
+
+
+def centres(boxes: Tensor) -> Tensor:
+    """Centres `(..., 2)` of boxes `(..., 4)`, x before y."""
+    boxes = as_float(boxes)
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
 def to_cxcywh(boxes: Tensor) -> Tensor:
@@ -50,27 +56,9 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
         `(B, N, 4)`; a box wholly outside becomes one without area at the border.
     """
     boxes = as_float(boxes)
-    limits = _per_coordinate(sizes.to(boxes.dtype))
+    height, width = sizes.to(boxes.dtype).unbind(-1)
+    limits = torch.stack((width, height, width, height), -1)[..., None, :]
     return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def scale(boxes: Tensor, factors: Tensor | float) -> Tensor:
-    """Boxes `(B, N, 4)` times a number, or times `(B, 2)` factors in the order of sizes: vertical first.
-
-    So `scale(boxes, original_sizes / sizes)` goes from the pixels of the canvas to those of the image file.
-    """
-    boxes = as_float(boxes)
-    if isinstance(factors, Tensor):
-        return boxes * _per_coordinate(factors.to(boxes.dtype))
-    return boxes * factors
-
-
-def flip_horizontal(boxes: Tensor, width: Tensor | float) -> Tensor:
-    """Boxes `(B, N, 4)` mirrored left to right in images of `width` pixels: one number, or `(B,)`."""
-    x1, y1, x2, y2 = as_float(boxes).unbind(-1)
-    if isinstance(width, Tensor):
-        width = width[..., None]
-    return torch.stack((width - x2, y1, width - x1, y2), -1)
 
 
 def pairwise_intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -140,12 +128,6 @@ class _Overlap(NamedTuple):
 
 def _pairs(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return as_float(boxes1)[..., :, None, :], as_float(boxes2)[..., None, :, :]
-
-
-def _per_coordinate(sizes: Tensor) -> Tensor:
-    """`(..., 2)` height, width to `(..., 1, 4)` x, y, x, y."""
-    height, width = sizes.unbind(-1)
-    return torch.stack((width, height, width, height), -1)[..., None, :]
 
 
 def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:

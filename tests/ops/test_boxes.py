@@ -33,19 +33,10 @@ def test_clip_takes_each_images_size():
     assert ops.clip(boxes[0], torch.tensor([40, 30])).tolist() == [[0, 0, 30, 40]]
 
 
-def test_scale_has_the_order_of_sizes():
-    boxes = torch.tensor([[[1.0, 2, 3, 4]]])
-    assert ops.scale(boxes, torch.tensor([[10.0, 100.0]])).tolist() == [[[100, 20, 300, 40]]]
-    assert ops.scale(boxes, 2.0).tolist() == [[[2, 4, 6, 8]]]
-
-
-def test_flip_twice_is_nothing():
+def test_centres():
     boxes = make(10, batch=2)
-    width = torch.tensor([64.0, 80.0])
-    flipped = ops.flip_horizontal(boxes, width)
-    assert (flipped[..., 2] >= flipped[..., 0]).all()
-    torch.testing.assert_close(ops.flip_horizontal(flipped, width), boxes)
-    torch.testing.assert_close(ops.flip_horizontal(boxes[0], 64.0), flipped[0])
+    torch.testing.assert_close(ops.centres(boxes), ops.to_cxcywh(boxes)[..., :2])
+    assert ops.centres(torch.tensor([1, 2, 4, 8])).tolist() == [2.5, 5.0]
 
 
 def test_pairwise_iou_agrees_with_torchvision():
