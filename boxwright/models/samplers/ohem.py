@@ -11,30 +11,24 @@ from torch import Tensor
 from ...ops.nms import nms
 from ...structures import Assignment, Priors
 from ..targets import Sample
-from .priority import chosen, highest, max_positives, sample_by_priority
+from .priority import ShareSampler, chosen, highest
 
 
 @dataclass(frozen=True)
-class OHEMSampler:
+class OHEMSampler(ShareSampler):
     """The positives and the negatives of the highest loss, by a share as in `RandomSampler`.
 
     MMDetection's form of the method, which keeps the share of positives that the paper does without; for the
-    paper's see `HardestSampler`. Positives come first in the slots.
+    paper's see `HardestSampler`.
 
     Args:
         number: slots an image.
-        positive_share: largest share of positives.
-        negatives_per_positive: at most this many negatives for each positive (for one, if there are none);
-            None for no bound.
+        positive_share: largest share of positives; what they do not fill, negatives do.
+        negatives_per_positive: see `ShareSampler`.
     """
 
     number: int = 512
     positive_share: float = 0.25
-    negatives_per_positive: float | None = None
-
-    def max_positives(self, num_priors: int) -> int:
-        """The first slots that can hold positives."""
-        return max_positives(self.number, self.positive_share, num_priors)
 
     def __call__(
         self,
@@ -49,14 +43,12 @@ class OHEMSampler:
         """
         if losses is None:
             raise ValueError("OHEMSampler ranks by loss, and this criterion gives none")
-        return sample_by_priority(
-            assignment, losses(), self.number, self.positive_share, self.negatives_per_positive
-        )
+        return self.by_priority(assignment, losses())
 
 
 @dataclass(frozen=True)
 class HardestSampler:
-    """The priors of the highest loss, whether positive or negative, none of them like another (Sec. 4.2).
+    """The priors of the highest loss, whether positive or negative, none of them like another (Sec. 4.1).
 
     Of regions that overlap much the losses are alike, so they would be counted several times: before the
     hardest are taken, duplicates are removed by greedy suppression with the loss as the score. Positives

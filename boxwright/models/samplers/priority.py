@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,46 +11,41 @@ from ...structures import Assignment
 from ..targets import Sample, gather_slots
 
 
-def max_positives(number: int, positive_share: float, num_priors: int) -> int:
-    """The first slots that can hold positives."""
-    return min(int(number * positive_share), num_priors)
-
-
-def sample_by_priority(
-    assignment: Assignment,
-    priority: Tensor,
-    number: int,
-    positive_share: float,
-    negatives_per_positive: float | None = None,
-) -> Sample:
+@dataclass(frozen=True)
+class ShareSampler:
     """Up to `number` priors an image, at most `positive_share` of them positive.
 
     What positives do not fill, negatives do. Shapes are fixed and nothing waits for a count. Positives come
-    first in the slots.
+    first in the slots. A subclass says by `__call__` what the priority is.
 
     Args:
-        assignment: of A priors.
-        priority: `(B, A)`, the highest are taken.
         number: slots an image.
         positive_share: largest share of positives.
         negatives_per_positive: at most this many negatives for each positive (for one, if there are none);
-            None for no bound.
-
-    Returns:
-        Sample with S = `number`, or A if there are fewer priors.
+            None for no bound. MMDetection's `neg_pos_ub`.
     """
-    a, num_priors = assignment, assignment.positive.shape[1]
-    most = max_positives(number, positive_share, num_priors)
-    positives, is_positive = highest(priority, a.positive, most)
-    slots = min(number, num_priors)
-    negatives, is_negative = highest(priority, a.negative, slots)
-    count = is_positive.sum(1, keepdim=True)
-    quota = slots - count
-    if negatives_per_positive is not None:
-        quota = torch.minimum(quota, (count.clamp(min=1) * negatives_per_positive).long())
-    is_negative = is_negative & (torch.arange(slots, device=quota.device) < quota)
-    index = torch.cat((positives, negatives), dim=1)
-    return chosen(a, index, torch.cat((is_positive, is_negative), dim=1), slots)
+
+    number: int
+    positive_share: float
+    negatives_per_positive: float | None = None
+
+    def max_positives(self, num_priors: int) -> int:
+        """The first slots that can hold positives."""
+        return min(int(self.number * self.positive_share), num_priors)
+
+    def by_priority(self, assignment: Assignment, priority: Tensor) -> Sample:
+        """Sample of those with the highest priority `(B, A)`; S is `number`, or A if there are fewer."""
+        num_priors = priority.shape[1]
+        slots = min(self.number, num_priors)
+        positives, is_positive = highest(priority, assignment.positive, self.max_positives(num_priors))
+        negatives, is_negative = highest(priority, assignment.negative, slots)
+        count = is_positive.sum(1, keepdim=True)
+        quota = slots - count
+        if self.negatives_per_positive is not None:
+            quota = torch.minimum(quota, (count.clamp(min=1) * self.negatives_per_positive).long())
+        is_negative = is_negative & (torch.arange(slots, device=quota.device) < quota)
+        index = torch.cat((positives, negatives), dim=1)
+        return chosen(assignment, index, torch.cat((is_positive, is_negative), dim=1), slots)
 
 
 def highest(priority: Tensor, eligible: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,30 +10,21 @@ from torch import Tensor
 
 from ...structures import Assignment, Priors
 from ..targets import Sample
-from .priority import max_positives, sample_by_priority
+from .priority import ShareSampler
 
 
 @dataclass(frozen=True)
-class RandomSampler:
-    """Up to `number` priors an image, at most `positive_share` of them positive.
-
-    What positives do not fill, negatives do. Chosen are the largest of random priorities. Positives come
-    first in the slots.
+class RandomSampler(ShareSampler):
+    """Positives and negatives by chance: those of the largest of random priorities.
 
     Args:
         number: slots an image.
-        positive_share: largest share of positives.
-        negatives_per_positive: at most this many negatives for each positive (for one, if there are none);
-            None for no bound. MMDetection's `neg_pos_ub`.
+        positive_share: largest share of positives; what they do not fill, negatives do.
+        negatives_per_positive: see `ShareSampler`.
     """
 
     number: int = 256
     positive_share: float = 0.5
-    negatives_per_positive: float | None = None
-
-    def max_positives(self, num_priors: int) -> int:
-        """The first slots that can hold positives."""
-        return max_positives(self.number, self.positive_share, num_priors)
 
     def __call__(
         self,
@@ -42,7 +33,5 @@ class RandomSampler:
         priors: Priors | None = None,
     ) -> Sample:
         """Sample with S = `number`, or A if there are fewer priors."""
-        priority = torch.rand(assignment.positive.shape, device=assignment.positive.device)
-        return sample_by_priority(
-            assignment, priority, self.number, self.positive_share, self.negatives_per_positive
-        )
+        shape, device = assignment.positive.shape, assignment.positive.device
+        return self.by_priority(assignment, torch.rand(shape, device=device))
