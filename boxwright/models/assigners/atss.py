@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ops.boxes import centres
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from ..targets import gather_slots
 from .overlap import prior_overlaps
@@ -51,8 +52,8 @@ class ATSSAssigner:
 
     def _nearest(self, priors: Priors, targets: Targets) -> Tensor:
         """`(B, G, K)` which priors are candidates of each ground truth, level by level (lines 3 to 6)."""
-        x, y = ((priors.boxes[..., :2] + priors.boxes[..., 2:]) / 2)[..., None, :, :].unbind(-1)
-        gt_x, gt_y = ((targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2)[..., None, :].unbind(-1)
+        x, y = centres(priors.boxes)[..., None, :, :].unbind(-1)
+        gt_x, gt_y = centres(targets.boxes)[..., None, :].unbind(-1)
         dx, dy = x - gt_x, y - gt_y
         distance = dx * dx + dy * dy  # (B, G, A)
         if priors.valid is not None:
@@ -75,5 +76,5 @@ def _threshold(overlap: Tensor, counts: Tensor) -> Tensor:
 
 def _centre_inside(boxes: Tensor, truth: Tensor) -> Tensor:
     """Whether the centres of boxes `(..., 4)` lie inside the others."""
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    centre = centres(boxes)
     return torch.cat((centre - truth[..., :2], truth[..., 2:] - centre), dim=-1).amin(-1) > MARGIN

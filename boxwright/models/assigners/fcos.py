@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ops.boxes import area
+from ...ops.boxes import area, centres
 from ...ops.constants import constant
 from ...structures import Assignment, DensePredictions, Priors, Targets
 
@@ -40,7 +40,7 @@ class FCOSAssigner:
                 f"FCOSAssigner has limits for {len(self.limits) - 1} levels, "
                 f"the head has {len(priors.num_per_level)}"
             )
-        points = ((priors.boxes[..., :2] + priors.boxes[..., 2:]) / 2).unsqueeze(-3)  # (1 or B, 1, A, 2)
+        points = centres(priors.boxes).unsqueeze(-3)  # (1 or B, 1, A, 2)
         upper_left, lower_right = targets.boxes[:, :, None].split(2, dim=-1)  # (B, G, 1, 2)
         to_sides = torch.cat((points - upper_left, lower_right - points), dim=-1)  # (B, G, A, 4)
         inside = to_sides.amin(-1) > 0

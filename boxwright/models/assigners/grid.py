@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ops.boxes import centres
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from .overlap import last_finder, prior_overlaps
 
@@ -59,9 +60,9 @@ class GridAssigner:
 
 def _in_cell(priors: Priors, targets: Targets) -> Tensor:
     """Whether the cell of a prior `(B, G, A)` holds the centre of a ground truth."""
-    centre = (targets.boxes[..., None, :2] + targets.boxes[..., None, 2:]) / 2  # (B, G, 1, 2)
+    centre = centres(targets.boxes)[..., None, :]  # (B, G, 1, 2)
     strides = priors.strides[:, None]
-    first = ((priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2 / strides).floor() * strides  # (A, 2)
+    first = (centres(priors.boxes) / strides).floor() * strides  # (A, 2)
     last = first + strides
     x, y = centre.unbind(-1)
     in_column = (x >= first[:, 0]) & (x < last[:, 0])

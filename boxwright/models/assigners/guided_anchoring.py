@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...ops.boxes import area, from_cxcywh, pairwise_iou, to_cxcywh
+from ...ops.boxes import area, centres, from_cxcywh, pairwise_iou, to_cxcywh
 from ...ops.constants import constant
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from .max_iou import MaxIoUAssigner
@@ -43,21 +43,21 @@ class RegionAssigner:
         """Assignment of A squares that the images share; from level to level their side doubles."""
         levels = priors.num_per_level
         of_object = self._levels(targets.boxes, priors.boxes[0], len(levels))
-        centres, surroundings = [], []
+        inner, surroundings = [], []
         start = 0
         for level, count in enumerate(levels):
             stride = priors.strides[start]
             squares = priors.boxes[start : start + count]
-            cells = ((squares[:, :2] + squares[:, 2:]) / 2 / stride).floor()
+            cells = (centres(squares) / stride).floor()
             boxes = targets.boxes / stride
             apart = (of_object - level).abs()
             own, near = targets.valid & (apart == 0), targets.valid & (apart <= 1)
-            centres.append(_holds(_region(boxes, self.centre_ratio), cells) & own[..., None])
+            inner.append(_holds(_region(boxes, self.centre_ratio), cells) & own[..., None])
             around = _holds(_region(boxes, self.ignore_ratio), cells) & near[..., None]
             crowded = _holds(_region(boxes, 1.0), cells) & targets.ignore[..., None]
             surroundings.append((around | crowded).any(1))
             start += count
-        centre = torch.cat(centres, 2)  # (B, G, A)
+        centre = torch.cat(inner, 2)  # (B, G, A)
         positive = centre.any(1)
         ignore = torch.cat(surroundings, 1)
         if priors.valid is not None:

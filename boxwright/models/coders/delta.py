@@ -1,4 +1,4 @@
-"""Centre shift and log size relative to a prior (R-CNN, arXiv:1311.2524, App. C, Eq. 1-10)."""
+"""Centre shift and log size relative to a prior (R-CNN, arXiv:1311.2524, App. C)."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ops.boxes import centres
+
 
 @dataclass(frozen=True)
 class DistanceCoder:
@@ -30,7 +32,7 @@ class DistanceCoder:
         """Distances `(..., 4)` from each prior to its box: what
         `activation(codes)` should become. Negative where the point lies outside the box.
         """
-        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        centre = centres(priors)
         distances = torch.cat((centre - boxes[..., :2], boxes[..., 2:] - centre), dim=-1)
         return distances / strides[..., None] if self.in_strides else distances
 
@@ -39,5 +41,5 @@ class DistanceCoder:
         distances = self.activation(codes.float())
         if self.in_strides:
             distances = distances * strides[..., None]
-        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        centre = centres(priors)
         return torch.cat((centre - distances[..., :2], centre + distances[..., 2:]), dim=-1)

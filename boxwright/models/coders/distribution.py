@@ -1,4 +1,4 @@
-"""Distances to the sides as distributions over whole strides (GFL, arXiv:2006.04388, Sec. 3.2)."""
+"""Distances to the sides as distributions over whole strides (GFL, arXiv:2006.04388, Sec. 3)."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ def test_delta_equals_torchvision():
     boxes, priors = random_boxes(50, 3), random_boxes(50, 4)
     ours, theirs = DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2)), BoxCoder((10.0, 10.0, 5.0, 5.0))
     torch.testing.assert_close(ours.encode(boxes, priors), theirs.encode_single(boxes, priors))
-    codes = torch.randn(50, 4)
-    torch.testing.assert_close(ours.decode(codes, priors), theirs.decode_single(codes, priors))
+    codes = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
+    decoded = ours.decode(codes, priors)  # pixels up to some thousands, from which small ones may result
+    torch.testing.assert_close(decoded, theirs.decode_single(codes, priors), atol=1e-3, rtol=1e-5)
 
 
 def test_delta_by_hand():
