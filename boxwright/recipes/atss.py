@@ -1,7 +1,7 @@
 """ATSS (Zhang et al., Adaptive Training Sample Selection, arXiv:1912.02424).
 
 The paper adds the assignment rule (`models/assigners/atss.py`, Alg. 1). Its detector is RetinaNet's with one
-anchor a place, the towers and the centreness of FCOS, and a GIoU loss (Sec. 4.2).
+anchor a place, the towers and the centreness of FCOS, and a GIoU loss (Sec. 3.2, Table 1).
 """
 
 from __future__ import annotations

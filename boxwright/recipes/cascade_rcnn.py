@@ -19,12 +19,12 @@ STAGES = (
     (0.6, (0.05, 0.05, 0.1, 0.1)),
     (0.7, (0.033, 0.033, 0.067, 0.067)),
 )
-"""IoU from which a stage's proposals are positive, and deviations of its box codes (Sec. 4.2, 4.3)."""
+"""IoU from which a stage's proposals are positive (Sec. 5.1), and deviations of its box codes (Sec. 4.1)."""
 LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 def box_stages(trunk: Any = None, **arguments: Any) -> list[Partial[BoxHead]]:
-    """The box heads, all classes sharing one box code; arguments are those of `common.box_head`."""
+    """The box heads, all classes sharing one box code (Sec. 5.1); arguments as of `common.box_head`."""
     stages = []
     for iou, stds in STAGES:
         head = common.box_head(positive_iou=iou, trunk=trunk, **arguments)

@@ -1,7 +1,7 @@
 """Online hard example mining (Shrivastava et al., arXiv:1604.03540) on Faster R-CNN.
 
 The paper adds the choice of the regions that are trained, those of the highest loss
-(`models/samplers/ohem.py`).
+(`models/samplers/ohem.py`). The recipes have MMDetection's form of it, which keeps the share of positives.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def head() -> Partial[DenseHead]:
 
 
 def retinanet_r50_fpn_1x() -> Config[Experiment]:
-    """RetinaNet, ResNet-50, 12 epochs on COCO (learning rate 0.01, Sec. 5)."""
+    """RetinaNet, ResNet-50, 12 epochs on COCO (learning rate 0.01, Sec. 4.1)."""
     model = Config(
         OneStageDetector,
         backbone=common.resnet(50),

@@ -13,7 +13,10 @@ from .faster_rcnn import faster_rcnn_mnv2_320, faster_rcnn_r50_fpn_1x
 
 
 def soften(recipe: Config[Experiment]) -> Config[Experiment]:
-    """Let scores decay where greedy suppression would drop boxes: linearly, from an IoU of 0.5 on."""
+    """Let scores decay where greedy suppression would drop boxes: linearly, from an IoU of 0.5 on.
+
+    That is MMDetection's setting; the paper has 0.3.
+    """
     recipe.model.roi.stages[-1].postprocess.nms = Config(SoftNMS, method="linear", iou=0.5)
     return recipe
 

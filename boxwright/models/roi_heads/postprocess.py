@@ -1,4 +1,4 @@
-"""From class scores and box codes of regions to detections (Fast R-CNN, arXiv:1504.08083, Sec. 3.1)."""
+"""From class scores and box codes of regions to detections (Fast R-CNN, arXiv:1504.08083, Sec. 3)."""
 
 from __future__ import annotations
 
