@@ -17,7 +17,11 @@ from .towards_no import towards_no
 
 @dataclass(frozen=True)
 class SigmoidLoss:
-    """One independent yes or no for each class."""
+    """One independent yes or no for each class.
+
+    Args:
+        weight: of the loss.
+    """
 
     weight: float = 1.0
 
@@ -36,7 +40,11 @@ class SigmoidLoss:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(SigmoidLoss):
-    """Binary cross entropy of each class, summed over the classes."""
+    """Binary cross entropy of each class, summed over the classes.
+
+    Args:
+        weight: of the loss.
+    """
 
     def __call__(self, logits: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
         """Logits `(..., C)`, labels `(...)`, scores `(...)` in 0..1 to losses `(...)`."""
@@ -50,6 +58,7 @@ class FocalLoss(SigmoidLoss):
     """Focal loss (arXiv:1708.02002, Eq. 5), summed over the classes.
 
     Args:
+        weight: of the loss.
         alpha: weight of positives; negatives have `1 - alpha`.
         gamma: how strongly easy examples are weighed down.
     """
@@ -76,7 +85,11 @@ class FocalLoss(SigmoidLoss):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax over the classes and the background, which is the last column (arXiv:1504.08083, Eq. 1)."""
+    """Softmax over the classes and the background, which is the last column (arXiv:1504.08083, Eq. 1).
+
+    Args:
+        weight: of the loss.
+    """
 
     weight: float = 1.0
 

@@ -18,6 +18,7 @@ class QualityFocalLoss(SigmoidLoss):
     The score is that of the label, such as the IoU of the predicted box; all other classes have 0.
 
     Args:
+        weight: of the loss.
         beta: how strongly scores that are nearly right are weighed down.
     """
 

@@ -18,7 +18,12 @@ def smooth_l1(codes: Tensor, targets: Tensor, beta: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SmoothL1:
-    """Quadratic below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, Eq. 3); L1 where `beta` is 0."""
+    """Quadratic below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, Eq. 3).
+
+    Args:
+        beta: the paper has 1; 0 is L1.
+        weight: of the loss.
+    """
 
     beta: float = 1.0
     weight: float = 1.0
@@ -38,6 +43,7 @@ class BalancedL1:
         alpha: smaller gives more gradient to inliers.
         gamma: upper bound of the gradient.
         beta: distance at which inliers end.
+        weight: of the loss.
     """
 
     alpha: float = 0.5
