@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, FeatureSpec
-from ..layers import Activation, ConvNorm, NormLayer, init_xavier, relu
+from ..layers import Activation, NormLayer, conv_tower, init_xavier, relu
 from ..protocols import Coder, PriorGenerator
 from .criterion import DenseCriterion
 from .head import PriorHead, by_prior
@@ -54,27 +53,16 @@ class PerLevelHead(PriorHead):
         super().__init__(in_specs, priors=priors, coder=coder, criterion=criterion, postprocess=postprocess)
         self.num_classes = num_classes
         self.columns = criterion.class_loss.columns(num_classes)
-        levels = range(len(in_specs))
+        widths = [[spec.channels] + [channels] * tower_convs for spec in in_specs]
+        kernel, padding = predictor_kernel, predictor_kernel // 2
 
         def towers() -> nn.ModuleList:
-            widths = [[spec.channels] + [channels] * tower_convs for spec in in_specs]
-            return nn.ModuleList(
-                nn.Sequential(
-                    *(ConvNorm(i, o, 3, norm=norm, activation=activation) for i, o in pairwise(line))
-                )
-                for line in widths
-            )
+            return nn.ModuleList(conv_tower(line, norm=norm, activation=activation) for line in widths)
 
         def predictors(size: int) -> nn.ModuleList:
-            width = [channels if tower_convs else spec.channels for spec in in_specs]
             return nn.ModuleList(
-                nn.Conv2d(
-                    width[level],
-                    priors.num_per_place(level) * size,
-                    predictor_kernel,
-                    padding=predictor_kernel // 2,
-                )
-                for level in levels
+                nn.Conv2d(line[-1], priors.num_per_place(level) * size, kernel, padding=padding)
+                for level, line in enumerate(widths)
             )
 
         self.class_towers, self.box_towers = towers(), towers()

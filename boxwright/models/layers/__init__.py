@@ -1,7 +1,7 @@
 """What networks are put together from: convolution with norm, norms, initialisers, freezing."""
 
 from .context_block import ContextBlock
-from .conv import Activation, ConvFactory, ConvNorm, leaky_relu, relu
+from .conv import Activation, ConvFactory, ConvNorm, conv_tower, leaky_relu, relu
 from .conv_ws import ConvWS2d
 from .cross_norm import CrossBatchNorm2d, join_norms
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
@@ -46,6 +46,7 @@ __all__ = [
     "bias_for_prior",
     "conv_norm",
     "conv_norm_act",
+    "conv_tower",
     "folded",
     "folds",
     "freeze",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -79,3 +80,23 @@ class ConvNorm(nn.Module):
             return conv_norm_act(self.conv, self.norm, self.activation, x)
         x = self.conv(x) if self.norm is None else conv_norm(self.conv, self.norm, x)
         return x if self.activation is None else self.activation(x)
+
+
+def conv_tower(
+    channels: Sequence[int],
+    *,
+    norm: NormLayer | None = None,
+    activation: Activation | None = relu,
+    conv: ConvFactory = nn.Conv2d,
+) -> nn.Sequential:
+    """3x3 `ConvNorm`s one behind the other, `(B, channels[0], H, W)` to `(B, channels[-1], H, W)`.
+
+    Args:
+        channels: of the input, then of each convolution; those of the input alone for no convolution.
+        norm: as in `ConvNorm`.
+        activation: as in `ConvNorm`.
+        conv: as in `ConvNorm`.
+    """
+    return nn.Sequential(
+        *(ConvNorm(i, o, 3, norm=norm, activation=activation, conv=conv) for i, o in pairwise(channels))
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...ops.roi_align import assign_levels, roi_align
 from ...structures import FeatureSpec
-from ..layers.conv import ConvFactory, ConvNorm
+from ..layers import ConvFactory, NormLayer, conv_tower
 from ..protocols import Coder
 from ..targets import Filled
 from .criterion import RoICriterion
@@ -69,11 +68,10 @@ class FourConvOneFC(nn.Sequential):
         size: int,
         width: int = 1024,
         conv_width: int = 256,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: NormLayer | None = None,
         conv: ConvFactory = nn.Conv2d,
     ) -> None:
-        widths = [channels] + [conv_width] * 4
-        convs = [ConvNorm(i, o, 3, norm=norm, conv=conv) for i, o in pairwise(widths)]
+        convs = conv_tower([channels] + [conv_width] * 4, norm=norm, conv=conv)
         super().__init__(*convs, nn.Flatten(), nn.Linear(conv_width * size * size, width), nn.ReLU())
         self.out_features = width
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ...errors import DataError
 from ...ops.roi_align import roi_align
 from ...structures import NO_CLASS, Detections, FeatureSpec, Targets
-from ..layers.conv import ConvNorm
-from ..layers.norm import NormLayer
+from ..layers import ConvNorm, NormLayer, conv_tower
 from ..targets import Filled, gather_slots
 from .box_head import RoIExtractor
 from .heads import MaskMaker, RoIHeads, positives_first, refined
@@ -55,7 +54,7 @@ class SemanticBranch(nn.Module):
         self.spec, self.level, self.weight = in_specs[level], level, weight
         width = self.spec.channels
         self.laterals = nn.ModuleList(ConvNorm(spec.channels, width, 1, norm=norm) for spec in in_specs)
-        self.convs = nn.Sequential(*(ConvNorm(width, width, 3, norm=norm) for _ in range(convs)))
+        self.convs = conv_tower([width] * (convs + 1), norm=norm)
         self.embedding = ConvNorm(width, width, 1, norm=norm)
         self.predictor = nn.Conv2d(width, num_classes, 1)
         nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")

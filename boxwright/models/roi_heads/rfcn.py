@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...ops.ps_roi import ps_crop_and_resize, ps_roi_align, ps_roi_pool
 from ...structures import FeatureSpec
-from ..layers.conv import ConvNorm
+from ..layers import ConvNorm, init_normal
 from ..protocols import Coder
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
@@ -102,11 +102,7 @@ class RFCNHead(RoIStage):
         self.reduce = ConvNorm(in_specs[level].channels, channels, 1)
         self.class_maps = nn.Conv2d(channels, columns * bins**2, 1)
         self.box_maps = nn.Conv2d(channels, codes * bins**2, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_normal(self, std=0.01)
 
     def shared(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """Class maps `(B, (C + 1) * k * k, H, W)` and box maps of the images."""
