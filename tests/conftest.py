@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 # The same examples each time, so that a failure is a change's; `--hypothesis-profile default` draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+sys.path.insert(0, str(Path(__file__).with_name("support")))  # what tests of several folders import
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

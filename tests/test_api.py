@@ -12,6 +12,7 @@ from pathlib import Path
 import fiddle as fdl
 import pytest
 import torch
+from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright.assembly import describe_data
@@ -21,24 +22,7 @@ from boxwright.engine.precision import resolve_precision
 from boxwright.errors import CheckpointError, ConfigError, DataError, TrainingError
 from boxwright.metrics import Metrics
 
-TINY = [
-    "model.backbone.name=mobilenetv3_small_050",
-    "model.backbone.weights=None",
-    "model.neck.out_channels=8",
-    "model.head.channels=8",
-    "model.head.tower_convs=1",
-    "model.head.norm=None",
-    "model.head.postprocess.score_threshold=0.0",
-    "train_transforms.1.short=64",
-    "train_transforms.1.long=64",
-    "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64",
-    "canvas.shapes=((64,64),)",
-    "batch_size=4",
-    "workers=0",
-    "epochs=1",
-    "precision=fp32",
-]
+TINY = [*TINY_DENSE, "model.head.postprocess.score_threshold=0.0", "batch_size=4", "epochs=1"]
 
 
 @dataclass(frozen=True)

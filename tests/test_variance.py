@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright.assembly import set_num_classes
@@ -15,28 +16,12 @@ from boxwright.engine.checkpoint import save_weights
 from boxwright.errors import CheckpointError, ConfigError
 from boxwright.variance import GradientVariance, Halves
 
-TINY = [
-    "model.backbone.name=mobilenetv3_small_050",
-    "model.backbone.weights=None",
-    "model.neck.out_channels=8",
-    "model.head.channels=8",
-    "model.head.tower_convs=1",
-    "model.head.norm=None",
-    "train_transforms.1.short=64",
-    "train_transforms.1.long=64",
-    "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64",
-    "canvas.shapes=((64,64),)",
-    "workers=0",
-    "precision=fp32",
-]
-
 
 @pytest.fixture(scope="module")
 def weights(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained weights with their experiment, as a checkpoint keeps them."""
     config = bw.recipe("fcos_mnv2_320")
-    apply_overrides(config, [*TINY, f"data.root={tiny_data}"])
+    apply_overrides(config, [*TINY_DENSE, f"data.root={tiny_data}"])
     data = bw.data.folder(tiny_data)
     set_num_classes(config, len(data.label_map))
     torch.manual_seed(0)

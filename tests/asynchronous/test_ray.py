@@ -5,6 +5,7 @@ import sys
 
 import fiddle as fdl
 import pytest
+from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright.assembly import assemble
@@ -14,23 +15,7 @@ from boxwright.cli import main
 from boxwright.config import apply_overrides, to_json
 from boxwright.errors import ConfigError, MissingExtraError
 
-TINY = [
-    "model.backbone.name=mobilenetv3_small_050",
-    "model.backbone.weights=None",
-    "model.neck.out_channels=8",
-    "model.head.channels=8",
-    "model.head.tower_convs=1",
-    "model.head.norm=None",
-    "train_transforms.1.short=64",
-    "train_transforms.1.long=64",
-    "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64",
-    "canvas.shapes=((64,64),)",
-    "batch_size=2",
-    "workers=0",
-    "epochs=2",
-    "precision=fp32",
-]
+TINY = [*TINY_DENSE, "batch_size=2", "epochs=2"]
 
 
 def tiny(data, *more) -> fdl.Config:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_settings import TINY_DENSE
 
 from boxwright import __version__
 from boxwright.cli import main
@@ -17,24 +18,7 @@ from boxwright.cli.predict import names_for
 from boxwright.cli.words import only, take
 from boxwright.errors import ConfigError
 
-TINY = [
-    "model.backbone.name=mobilenetv3_small_050",
-    "model.backbone.weights=None",
-    "model.neck.out_channels=8",
-    "model.head.channels=8",
-    "model.head.tower_convs=1",
-    "model.head.norm=None",
-    "model.head.postprocess.score_threshold=0.0",
-    "train_transforms.1.short=64",
-    "train_transforms.1.long=64",
-    "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64",
-    "canvas.shapes=((64,64),)",
-    "batch_size=4",
-    "workers=0",
-    "epochs=1",
-    "precision=fp32",
-]
+TINY = [*TINY_DENSE, "model.head.postprocess.score_threshold=0.0", "batch_size=4", "epochs=1"]
 QUIET = ("--quiet", "--no-report")
 COMMANDS = (
     ["train"],

@@ -14,18 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_settings import TINY, TINY_DENSE
 
 from boxwright.engine import find_last, load_weights
 from boxwright.engine.agreement import differences, ranges
 from boxwright.engine.watch import Sign, compare
 from boxwright.errors import TrainingError
 
-TINY = [
-    "model.backbone.name=mobilenetv3_small_050", "model.backbone.weights=None", "model.neck.out_channels=8",
-    "train_transforms.1.short=64", "train_transforms.1.long=64", "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64", "canvas.shapes=((64,64),)", "workers=0", "precision=fp32",
-]  # fmt: skip
-FCOS = [*TINY, "model.head.channels=8", "model.head.tower_convs=1", "model.head.norm=None"]
 RCNN = [
     *TINY, "model.rpn.channels=8", "model.rpn.postprocess.candidates=50", "model.roi.stages.0.trunk.width=16",
     "model.rpn.postprocess.max_detections=20", "model.backbone.norm_eval=false",
@@ -282,7 +277,7 @@ def test_ranks_that_differ_are_told_at_start(elastic, tiny_data, tmp_path):
 )
 def test_what_cannot_be_trained_ends_every_rank_at_start(elastic, tiny_data, tmp_path, options, words):
     options = {
-        key: [*FCOS, f"data.root={tiny_data}", "epochs=1", "batch_size=4", *value]
+        key: [*TINY_DENSE, f"data.root={tiny_data}", "epochs=1", "batch_size=4", *value]
         for key, value in options.items()
     }
     elastic.start(tmp_path / "run", 2, job="own", then="recipe", name="fcos_mnv2_320", **options)
@@ -293,7 +288,7 @@ def test_what_cannot_be_trained_ends_every_rank_at_start(elastic, tiny_data, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "kept"), [("fcos_mnv2_320", FCOS, 1), ("faster_rcnn_mnv2_320", RCNN, 2)]
+    ("name", "settings", "kept"), [("fcos_mnv2_320", TINY_DENSE, 1), ("faster_rcnn_mnv2_320", RCNN, 2)]
 )
 def test_ranks_without_objects_or_images_of_their_own(elastic, tiny_data, tmp_path, name, settings, kept):
     """One image for two ranks; or two images, of which one has no objects."""
@@ -316,7 +311,7 @@ def test_ranks_without_objects_or_images_of_their_own(elastic, tiny_data, tmp_pa
 @pytest.mark.slow
 def test_a_detector_goes_on_with_other_ranks(elastic, tiny_data, tmp_path):
     """FCOS with fixed norms: nothing in its step depends on how a batch is shared out."""
-    settings = [*FCOS, f"data.root={tiny_data}", "batch_size=4", "evaluate_every=0"]
+    settings = [*TINY_DENSE, f"data.root={tiny_data}", "batch_size=4", "evaluate_every=0"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     same = {"job": "recipe", "name": "fcos_mnv2_320"}
     go(elastic, whole, **same, settings=[*settings, "epochs=6"])

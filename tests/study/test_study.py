@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright import api
@@ -25,23 +26,11 @@ from boxwright.study import Row, Variant, protocol
 from boxwright.study.progress import StudyProgress
 
 TINY = [
-    "model.backbone.name=mobilenetv3_small_050",
-    "model.backbone.weights=None",
-    "model.neck.out_channels=8",
-    "model.head.channels=8",
-    "model.head.tower_convs=1",
-    "model.head.norm=None",
+    *TINY_DENSE,
     "model.head.postprocess.score_threshold=0.0",
     "model.head.postprocess.candidates=20",
-    "train_transforms.1.short=64",
-    "train_transforms.1.long=64",
-    "eval_transforms.0.short=64",
-    "eval_transforms.0.long=64",
-    "canvas.shapes=((64,64),)",
     "batch_size=4",
-    "workers=0",
     "epochs=2",
-    "precision=fp32",
 ]
 VARIANTS = ["fcos_mnv2_320", "fcos_mnv2_320:model.head.channels=-1 name=broken", "retinanet_mnv2_320"]
 
