@@ -145,7 +145,7 @@ def contact_sheet(
         x, y = (gap + (number % columns) * step[0], gap + (number // columns) * step[1])
         sheet.paste(small, (x + (cell[0] - small.width) // 2, y + (cell[1] - small.height) // 2))
         if captions is not None:
-            text = _shorten(draw, captions[number], font, cell[0])
+            text = shorten(draw, captions[number], font, cell[0])
             draw.text((x + cell[0] / 2, y + cell[1] + 3), text, fill=INK, font=font, anchor="ma")
     return sheet
 
@@ -264,7 +264,8 @@ def _readable(color: RGB) -> RGB:
     return INK if luminance > 0.18 else PAPER
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
+def shorten(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
+    """The text, or its beginning and three dots where it is wider than `width` px."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

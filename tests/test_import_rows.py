@@ -34,6 +34,7 @@ SIDEWAYS = {
     "models.samplers": {"models.targets"},
     "models.protocols": {"models.targets", "models.suppression"},
     "models.suppression": {"models.targets"},
+    "data": {"visualize"},  # contact sheets draw objects as detections are drawn
     "interop": {"models.detectors"},  # other libraries' detectors become ours
 }
 # Without a row: the package's lazy names, which only the top row may use, and what says nothing of parts.

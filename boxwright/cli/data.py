@@ -16,12 +16,13 @@ app = typer.Typer(
     no_args_is_help=True, help="Look at an annotated folder, check it, write it in another format."
 )
 
-CHOICES = ("format", "train", "val", "test", "annotations", "images")
+CHOICES = ("format", "train", "val", "test", "annotations", "images", "semantic")
 Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="The data set.", show_default=False)]
 Choices = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[format=coco|voc|yolo|light] [train=... val=... test=... annotations=... images=...]",
+        metavar="[format=coco|voc|yolo|light] [train=... val=... test=... annotations=... images=... "
+        "semantic=...]",
         help="What is not said is found by looking.",
         show_default=False,
     ),
@@ -68,7 +69,9 @@ def browse(
     root: Root,
     choices: Choices = None,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("contact_sheet.png"),
-    split: Annotated[str, typer.Option(help="Which split; by default the one to train on.")] = "",
+    split: Annotated[
+        str, typer.Option(help="Which split; by default the one to train on, or the first.")
+    ] = "",
     count: Annotated[int, typer.Option(help="How many images.")] = 24,
     seed: Annotated[int | None, typer.Option(help="Take images at random instead of the first ones.")] = None,
 ) -> None:
@@ -79,7 +82,9 @@ def browse(
     from ..data import contact_sheets
 
     data = _open(root, choices)
-    table = data.split(split) if split else data.train
+    table = data.split(
+        split or next(name for name in ("train", "trainval", *data.splits) if name in data.splits)
+    )
     for file in contact_sheets(table, out, count=count, seed=seed):
         typer.echo(file)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .browse import contact_sheets as contact_sheets
     from .canvas import Canvas as Canvas
-    from .checks import CheckReport as CheckReport
     from .checks import check as check
     from .conversion import convert as convert
     from .dataset import Data as Data
     from .dataset import folder as folder
+    from .findings import CheckReport as CheckReport
     from .images import decode_image as decode_image
     from .images import image_size as image_size
     from .loader import Loader as Loader
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # No name here is that of a submodule: importing that would put the module in the name's place.
 _WHERE = {
     "Canvas": "canvas",
-    "CheckReport": "checks",
+    "CheckReport": "findings",
     "Data": "dataset",
     "Loader": "loader",
     "decode_image": "images",

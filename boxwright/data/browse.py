@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import DataError
+from ..visualize import draw_detections, shorten
 from .images import decode_image
 from .masks import to_bitmap
 from .records import Record
@@ -47,7 +47,7 @@ def contact_sheets(
         The files written.
 
     Raises:
-        DataError: an image cannot be decoded, or the numbers ask for nothing.
+        DataError: an image cannot be decoded, the file cannot be written, or the numbers ask for nothing.
     """
     if min(count, per_sheet, columns, cell) < 1:
         raise DataError("count, per_sheet, columns and cell must be at least 1")
@@ -57,7 +57,6 @@ def contact_sheets(
     chosen = list(indices)
     parts = [chosen[i : i + per_sheet] for i in range(0, len(chosen), per_sheet)]
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix or ".png"
     files = []
     for number, part in enumerate(parts, 1):
@@ -66,9 +65,20 @@ def contact_sheets(
             if len(parts) == 1
             else path.with_name(f"{path.stem}_{number:02d}{suffix}")
         )
-        _sheet(table, part, columns, cell).save(file)
+        _save(_sheet(table, part, columns, cell), file)
         files.append(file)
     return files
+
+
+def _save(sheet: Image.Image, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(file)
+    except (OSError, ValueError) as error:  # Pillow raises ValueError for a suffix that it does not know
+        raise DataError(
+            f"{file}: the contact sheet cannot be written ({error}); name a .png or .jpg file in a folder "
+            "that can be written"
+        ) from error
 
 
 def _sheet(table: Table, indices: Sequence[int], columns: int, cell: int) -> Image.Image:
@@ -76,21 +86,23 @@ def _sheet(table: Table, indices: Sequence[int], columns: int, cell: int) -> Ima
     rows = math.ceil(len(indices) / columns)
     step_x, step_y = cell + _GAP, cell + _CAPTION + _GAP
     sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for place, index in enumerate(indices):
         record = table[index]
         x, y = _GAP + place % columns * step_x, _GAP + place // columns * step_y
         picture = draw_record(decode_image(record.file), record, table.label_map.names, cell)
         sheet.paste(picture, (x, y + _CAPTION))
-        caption = f"{record.file.name} (id {record.image_id}, {len(record.labels)} objects)"
-        draw.text((x, y), caption[: cell // 6], fill="black", font=ImageFont.load_default(12))
+        name = " ".join(record.file.name.split())
+        rest = f" ({len(record.labels)} objects, id {record.image_id})"
+        caption = shorten(draw, name, font, cell - draw.textlength(rest, font)) + rest
+        draw.text((x, y), shorten(draw, caption, font, cell), fill="black", font=font)
     return sheet
 
 
 def draw_record(
     image: Image.Image, record: Record, names: Sequence[str], longest: int | None = None
 ) -> Image.Image:
-    """The image with its objects drawn; ignore regions are grey and named so.
+    """The image with its objects drawn as detections are; ignore regions are grey and named so.
 
     Args:
         image: RGB, of the record's size.
@@ -105,26 +117,13 @@ def draw_record(
         )
     scale = 1.0 if longest is None else longest / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picture = image.resize(size, Image.Resampling.BILINEAR) if size != image.size else image.copy()
-    for i in range(len(record.labels) if record.masks is not None else 0):
-        assert record.masks is not None
-        bitmap = Image.fromarray(to_bitmap(record.masks[i], record.height, record.width) * 110)
-        picture.paste(_colour(record, i), (0, 0), bitmap.resize(size, Image.Resampling.NEAREST))
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(11)
-    for i, (x1, y1, x2, y2) in enumerate((record.boxes * scale).tolist()):
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=_colour(record, i), width=2)
-    for i, (x1, y1, _, _) in enumerate((record.boxes * scale).tolist()):
-        text = names[int(record.labels[i])] + (" (ignore)" if record.ignore[i] else "")
-        place = (x1 + 2, max(0.0, y1 - 12))
-        draw.rectangle(draw.textbbox(place, text, font=font), fill=_colour(record, i))
-        draw.text(place, text, fill="black", font=font)
-    return picture
-
-
-def _colour(record: Record, index: int) -> tuple[int, int, int]:
-    """A bright colour of the class: hues a golden section apart, so that neighbouring labels differ."""
-    if record.ignore[index]:
-        return (150, 150, 150)
-    r, g, b = colorsys.hsv_to_rgb(float(record.labels[index]) * 0.618034 % 1.0, 0.75, 1.0)
-    return round(255 * r), round(255 * g), round(255 * b)
+    picture = image.resize(size, Image.Resampling.BILINEAR) if size != image.size else image
+    masks = None
+    if record.masks is not None and len(record.masks):
+        bitmaps = (Image.fromarray(to_bitmap(m, record.height, record.width)) for m in record.masks)
+        masks = np.stack([np.asarray(b.resize(size, Image.Resampling.NEAREST)) for b in bitmaps])
+    told = [*names, *(f"{name} (ignore)" for name in names)]
+    labels = record.labels + len(names) * record.ignore
+    return draw_detections(
+        picture, record.boxes * scale, labels, masks=masks, names=told, ignore=record.ignore
+    )

@@ -43,7 +43,18 @@ class TableBuilder:
         self.notes: dict[str, Issue] = {}
 
     def image(self, image_id: int, file: str, width: int, height: int, source: str) -> int:
-        """Add an image and return its row; `source` is the file that messages about its objects name."""
+        """Add an image and return its row; `source` is the file that messages about its objects name.
+
+        Raises:
+            DataError: the file's name is not UTF-8, so that no annotation could be written of it.
+        """
+        if not file.isascii():
+            try:
+                file.encode("utf-8")
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{source}: the name of the image {file!r} is not UTF-8; rename the file"
+                ) from None
         self.image_ids.append(image_id)
         self.files.append(file)
         self.widths.append(width)

@@ -17,12 +17,24 @@ from .readers.fields import Source, choose_dir
 from .table import open_arrow
 
 # Raise this with every change of the readers, the cleaning rules or the schema.
-READER_VERSION = 1
+READER_VERSION = 2
 
 
 def cache_folder() -> Path:
-    """`$BOXWRIGHT_CACHE`, or `~/.cache/boxwright`."""
-    return Path(os.environ.get("BOXWRIGHT_CACHE") or Path.home() / ".cache" / "boxwright")
+    """`$BOXWRIGHT_CACHE`, or `~/.cache/boxwright`.
+
+    Raises:
+        DataError: neither the variable nor a home folder is known.
+    """
+    named = os.environ.get("BOXWRIGHT_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "boxwright"
+    except RuntimeError as error:  # a container's user may have none
+        raise DataError(
+            f"tables cannot be cached: {error}; set BOXWRIGHT_CACHE to a folder that can be written"
+        ) from error
 
 
 def cached_table(source: Source, read: Callable[[Source], pa.Table]) -> Path:

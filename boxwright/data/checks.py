@@ -6,96 +6,21 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import DataError
 from .dataset import Data
-from .images import decode_image, image_size, looks_whole
+from .findings import SEVERITIES, CheckReport, Finding
+from .images import decode_image, image_size, is_turned, looks_whole
+from .plausibility import doubtful
 from .table import Table
 
-SEVERITIES = ("error", "warning", "info")
 _EXAMPLES = 5
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of thing that was found in one split.
-
-    Args:
-        severity: "error" (training would fail or learn wrong things), "warning" or "info".
-        code: short name of the kind, such as "image_missing".
-        message: what is wrong.
-        file: the first file that it concerns.
-        record: the record in it, and further examples.
-        remedy: how to mend it.
-        count: how many records it concerns.
-        split: the split; empty where it concerns several.
-    """
-
-    severity: str
-    code: str
-    message: str
-    file: str = ""
-    record: str = ""
-    remedy: str = ""
-    count: int = 1
-    split: str = ""
-
-    def __str__(self) -> str:
-        where = ": ".join(part for part in (self.split, self.file, self.record) if part)
-        return f"{self.severity}: {self.code} x {self.count}: {self.message} [{where}] {self.remedy}".rstrip()
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """All findings, the gravest first. `rich.print(report)` shows a table."""
-
-    root: str
-    findings: tuple[Finding, ...]
-    images: int
-    objects: int
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """The findings that forbid training."""
-        return tuple(finding for finding in self.findings if finding.severity == "error")
-
-    def count(self, severity: str) -> int:
-        """Number of findings of a severity."""
-        return sum(finding.severity == severity for finding in self.findings)
-
-    def raise_for_errors(self) -> None:
-        """Raise a DataError that lists the errors, if there are any."""
-        if self.errors:
-            lines = "\n".join(f"  {finding}" for finding in self.errors[:20])
-            raise DataError(f"{self.root}: the data set cannot be used as it is:\n{lines}")
-
-    def __str__(self) -> str:
-        return "\n".join([self._summary(), *(str(finding) for finding in self.findings)])
-
-    def _summary(self) -> str:
-        counts = ", ".join(f"{self.count(s)} {s}{'' if s == 'info' else 's'}" for s in SEVERITIES)
-        return f"{self.root}: {self.images} images, {self.objects} objects; {counts}"
-
-    def __rich__(self) -> Any:
-        from rich.text import Text
-
-        colours = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
-        report = Text(self._summary() + "\n")
-        for f in self.findings:
-            split = f" in {f.split}" if f.split else ""
-            report.append(f"\n{f.severity} ", colours[f.severity])
-            report.append(f"{f.code}{split} x {f.count}: {f.message}\n")
-            where = ": ".join(part for part in (f.file, f.record) if part)
-            report.append(f"  at: {where}\n" if where else "", "dim")
-            report.append(f"  remedy: {f.remedy}\n" if f.remedy else "")
-        return report
 
 
 def check(data: Data, *, decode: bool = False) -> CheckReport:
@@ -115,6 +40,7 @@ def check(data: Data, *, decode: bool = False) -> CheckReport:
     for name, table in data.splits.items():
         findings += _cleaning(name, table)
         findings += _objects(name, table)
+        findings += doubtful(name, table)
         findings += _images(name, table, decode)
         findings += _semantic(name, table)
     findings += _classes(data)
@@ -127,13 +53,16 @@ def check(data: Data, *, decode: bool = False) -> CheckReport:
 
 _REMEDIES = {
     "box_not_finite": "write finite coordinates",
-    "box_degenerate": "draw the boxes again or delete them",
+    "box_degenerate": "draw the boxes again or delete them; where they are many, width and height may stand "
+    "in place of the second corner",
     "box_outside": "correct the coordinates: they may belong to an image of another size",
-    "box_clipped": "none needed below a pixel; else correct the coordinates",
+    "box_clipped": "none needed below a pixel; else correct the coordinates: where they are many, the second "
+    "corner may stand in place of width and height",
     "polygon_dropped": "draw the polygons again",
     "mask_missing": "add the masks, or do not train on masks",
     "annotation_id_twice": "give each annotation its own id",
     "annotation_id_zero": "none needed; ids that begin with 1 are kept",
+    "federated": "none needed to try it out; numbers are not those of LVIS's own evaluation",
 }
 
 
@@ -156,7 +85,7 @@ def _cleaning(split: str, table: Table) -> list[Finding]:
 def _place(examples: Sequence[str]) -> tuple[str, str]:
     """File, and record with further examples, of "file: record" texts."""
     file, _, record = examples[0].partition(": ") if examples else ("", "", "")
-    return file, "; ".join([record, *examples[1:_EXAMPLES]])
+    return file, "; ".join(text for text in (record, *examples[1:_EXAMPLES]) if text)
 
 
 def _objects(split: str, table: Table) -> Iterator[Finding]:
@@ -197,28 +126,35 @@ def _images(split: str, table: Table, decode: bool) -> Iterator[Finding]:
     for path, size, result in zip(paths, stated, _map(lambda p: _inspect(p, decode), paths), strict=True):
         if isinstance(result, tuple):
             if result != size:
-                turned = " (turned: they ignore the EXIF orientation)" if result == size[::-1] else ""
-                text = "the file is {} x {}, the annotations say {} x {}".format(*result, *size) + turned
-                problems.setdefault("size_mismatch", []).append((path, text))
+                turned = result == size[::-1] and is_turned(path)
+                text = "the file is {} x {}, the annotations say {} x {}".format(*result, *size)
+                text += "" if turned or result != size[::-1] else " (exchanged, but no EXIF turns the file)"
+                problems.setdefault("size_turned" if turned else "size_mismatch", []).append((path, text))
         else:
             code = "image_undecodable" if path.exists() else "image_missing"
             problems.setdefault(code, []).append((path, result))
-    texts = {
-        "image_missing": ("image files that do not exist", "restore them, or name their folder with images="),
-        "image_undecodable": (
-            "image files that cannot be read",
-            "copy them again or remove their annotations",
-        ),
-        "size_mismatch": (
-            "image sizes that differ from the annotations', so boxes lie wrongly",
-            "correct width and height, after scaling the boxes if the images were scaled",
-        ),
-    }
     for code, found in problems.items():
-        message, remedy = texts[code]
+        message, remedy = _IMAGE_PROBLEMS[code]
         file, record = str(found[0][0]), found[0][1].removeprefix(f"{found[0][0]}: ")
         record = "; ".join([record, *(path.name for path, _ in found[1:_EXAMPLES])])
         yield Finding("error", code, message, file, record, remedy, len(found), split)
+
+
+_IMAGE_PROBLEMS = {
+    "image_missing": ("image files that do not exist", "restore them, or name their folder with images="),
+    "image_undecodable": (
+        "image files that cannot be read",
+        "copy them again or remove their annotations",
+    ),
+    "size_mismatch": (
+        "image sizes that differ from the annotations', so boxes lie wrongly",
+        "correct width and height, after scaling the boxes if the images were scaled",
+    ),
+    "size_turned": (
+        "images that their EXIF orientation turns, with annotations of the picture before it is turned",
+        "save these images without the orientation (pixels as they are stored), or annotate them turned",
+    ),
+}
 
 
 def _semantic(split: str, table: Table) -> Iterator[Finding]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from .dataset import Data
+from .images import IMAGE_SUFFIXES, image_size
 from .records import Record
 from .table import Table
 
@@ -52,13 +56,35 @@ def convert(
     lost = losses(data, format)
     if lost and not lossy:
         other = "Choose coco or light, or convert" if format in ("voc", "yolo") else "Convert"
-        raise DataError(f"{data.root}: {format} cannot hold {'; '.join(lost)}. {other} with lossy=True")
+        raise DataError(
+            f"{data.root}: {format} cannot hold {'; '.join(lost)}. {other} with lossy=True (--lossy) to "
+            "leave them out"
+        )
     folder = Path(os.path.abspath(out))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is not an empty folder; choose another place")
-    folder.mkdir(parents=True, exist_ok=True)
-    writers[format](data, folder, _Images(link))
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{folder}: is not an empty folder; choose another place")
+        with _whole_or_nothing(folder) as place:
+            writers[format](data, place, _Images(link))
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder}: cannot be copied or written ({error.strerror or error}); free "
+            "space or choose another place"
+        ) from error
     return folder
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` at the end; what is half written vanishes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as around:
+        place = Path(around) / folder.name
+        place.mkdir()
+        yield place
+        if folder.exists():
+            folder.rmdir()
+        place.rename(folder)
 
 
 def losses(data: Data, format: str) -> tuple[str, ...]:
@@ -69,6 +95,9 @@ def losses(data: Data, format: str) -> tuple[str, ...]:
         return tuple(f"{count} {kind}" for kind, count in counts.items() if count)
     for table in data.splits.values():
         if format == "yolo":
+            unseen = sum(Path(name).suffix.lower() not in IMAGE_SUFFIXES for name in table.file_names)
+            kind = "images, of which YOLO takes those alone whose names end in .jpg, .png, ..."
+            counts[kind] = counts.get(kind, 0) + unseen
             regions = int(table.objects().ignore.sum())
             counts["ignore regions"] = counts.get("ignore regions", 0) + regions
         for record in table if table.has_masks else ():
@@ -104,37 +133,32 @@ class _Images:
 
     def __init__(self, link: bool) -> None:
         self.link = link
-        self.done: dict[tuple[Path, Path], str] = {}
         self.stems: dict[Path, set[str]] = {}
 
     def put(self, source: Path, folder: Path) -> str:
         """Bring an image into a folder and return its name there."""
-        if (folder, source) in self.done:
-            return self.done[folder, source]
         stems = self.stems.setdefault(folder, set())
-        stem, number = source.stem, 1
+        # Lists and XML hold neither line ends nor other control characters, nor spaces at the ends.
+        plain = re.sub(r"[\x00-\x1f\x7f]", "_", source.stem).strip() or "image"
+        stem, number = plain, 1
         while stem.lower() in stems:
             number += 1
-            stem = f"{source.stem}_{number}"
+            stem = f"{plain}_{number}"
         stems.add(stem.lower())
         target = folder / (stem + source.suffix)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            if not (self.link and _hard_link(source, target)):
-                shutil.copyfile(source, target)
-        except OSError as error:
+        if not source.is_file():
             raise DataError(
-                f"{source}: the image cannot be copied ({error.strerror or error}); "
-                "run `boxwright data check`"
-            ) from error
-        self.done[folder, source] = target.name
+                f"{source}: the image does not exist or is not a file; restore it or remove its annotations: "
+                "`boxwright data check` lists all such images"
+            )
+        if not (self.link and _hard_link(source, target)):
+            shutil.copyfile(source, target)
         return target.name
 
 
 def _hard_link(source: Path, target: Path) -> bool:
     """Whether a link could be made; another file system, or one without links, asks for a copy."""
-    if not source.exists():
-        return False
     try:
         os.link(source, target)
     except OSError:
@@ -192,14 +216,20 @@ def _light_entries(table: Table, split: str, out: Path, images: _Images) -> Iter
 
 
 def _write_voc(data: Data, out: Path, images: _Images) -> None:
+    # An image of two splits is written once, unless they annotate it differently.
+    written: dict[tuple[Path, str], tuple[str, str]] = {}
     for split, table in data.splits.items():
         flat = table.objects()
         ends = np.cumsum(table.object_counts).tolist()
         stems = []
         for record, end in zip(table, ends, strict=True):
-            name = images.put(record.file, out / "JPEGImages")
-            stems.append(Path(name).stem)
             boxes = flat.boxes[end - len(record.labels) : end].tolist()
+            key = record.file, repr((record.labels.tolist(), record.ignore.tolist(), boxes))
+            first, name = written.get(key, (split, ""))
+            if first == split:
+                name = images.put(record.file, out / "JPEGImages")
+                written[key] = split, name
+            stems.append(Path(name).stem)
             path = out / "Annotations" / f"{stems[-1]}.xml"
             path.parent.mkdir(exist_ok=True)
             tree = _voc_tree(record, name, boxes, table.label_map.names)
@@ -236,6 +266,7 @@ def _write_yolo(data: Data, out: Path, images: _Images) -> None:
         labels = out / "labels" / split
         labels.mkdir(parents=True)
         for record, end in zip(table, ends, strict=True):
+            _check_size(record)
             name = images.put(record.file, out / "images" / split)
             boxes = flat.boxes[end - len(record.labels) : end]
             lines = [_yolo_line(record, i, boxes[i]) for i in np.flatnonzero(~record.ignore).tolist()]
@@ -244,6 +275,15 @@ def _write_yolo(data: Data, out: Path, images: _Images) -> None:
     names = [f"  {i}: {json.dumps(name, ensure_ascii=False)}" for i, name in enumerate(data.label_map.names)]
     splits = [f"{split}: images/{split}" for split in data.splits]
     (out / "data.yaml").write_text("\n".join([*splits, "names:", *names]) + "\n", encoding="utf-8")
+
+
+def _check_size(record: Record) -> None:
+    """YOLO does not say the size, so that after the conversion nothing would show a wrong one."""
+    if image_size(record.file) != (record.width, record.height):
+        raise DataError(
+            f"{record.file}: the image has another size than the {record.width} x {record.height} of its "
+            "annotations, so its boxes lie wrongly; `boxwright data check` lists all such images"
+        )
 
 
 def _yolo_line(record: Record, i: int, box: np.ndarray) -> str:

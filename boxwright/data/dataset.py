@@ -12,7 +12,7 @@ from types import ModuleType
 from ..errors import DataError
 from ..labels import LabelMap
 from .cache import cached_table
-from .readers import coco, fields, light, voc, yolo
+from .readers import coco, fields, light, others, voc, yolo
 from .readers.fields import Request, Source
 from .semantic import find_maps, layouts
 from .table import Table
@@ -123,23 +123,37 @@ def folder(
     said = {"format": format, "train": train, "val": val, "test": test}
     said |= {"annotations": annotations, "images": images, "semantic": semantic}
     base = Path(os.path.abspath(os.path.expanduser(root)))
-    if not base.is_dir():
-        what = "is a file; name the folder it lies in" if base.is_file() else "does not exist; check the path"
+    if not os.path.isdir(base):
+        file = os.path.isfile(base)
+        what = "is a file; name the folder it lies in" if file else "does not exist; check the path"
         raise DataError(f"{base}: {what}")
     if format is not None and format not in _TITLES:
         raise DataError(f"format {format!r} is unknown; choose one of {', '.join(_TITLES)}")
     request = Request(_existing(base, annotations, "annotations"), _existing(base, images, "images"))
     maps = _existing(base, semantic, "semantic")
     explicit = {k: v for k, v in {"train": train, "val": val, "test": test}.items() if v is not None}
+    try:
+        reader, sources = _find(base, format, request, explicit)
+        data = _open(base, reader, sources)
+        data = data if maps is None else _with_maps(data, maps)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or base}: cannot be read ({error.strerror or error}); see to its permissions, "
+            "or name another folder"
+        ) from error
+    arguments = {"root": str(base), "format": reader.NAME}
+    arguments |= {name: value for name, value in said.items() if value is not None}
+    return dataclasses.replace(data, arguments=arguments)
+
+
+def _find(
+    base: Path, format: str | None, request: Request, explicit: dict[str, str]
+) -> tuple[ModuleType, dict[str, Source]]:
+    """The first reader that finds what was asked for, and the sources of the splits."""
     for reader in READERS:
-        if format in (None, reader.NAME):
-            sources = _sources(reader, base, request, explicit)
-            if sources:
-                arguments = {"root": str(base), "format": reader.NAME}
-                arguments |= {name: value for name, value in said.items() if value is not None}
-                data = _open(base, reader, sources)
-                data = data if maps is None else _with_maps(data, maps)
-                return dataclasses.replace(data, arguments=arguments)
+        sources = _sources(reader, base, request, explicit) if format in (None, reader.NAME) else {}
+        if sources:
+            return reader, sources
     raise DataError(_nothing_found(base, format, explicit))
 
 
@@ -196,6 +210,12 @@ def _open(base: Path, reader: ModuleType, sources: dict[str, Source]) -> Data:
             f"{name}: {len(table)} images, {int(table.object_counts.sum())} objects{masks} ({where})"
         )
         lines += [f"{name}: {note}" for note in sources[name].notes]
+        if table.unresolved:
+            places = ", ".join(fields.relative(folder, sources[name]) for folder in sources[name].image_dirs)
+            lines.append(
+                f"{name}: no image was found: {table.unresolved[0]} is in none of the folders {places}; name "
+                "the folder of the images with images="
+            )
         lines += [f"{name}: {issue.count} x {issue.message}" for issue in table.issues]
     return Data(base, reader.NAME, tables, label_map, "\n".join(lines))
 
@@ -253,8 +273,11 @@ def _nothing_found(base: Path, format: str | None, explicit: dict[str, str]) -> 
     entries = sorted(f"{p.name}/" if p.is_dir() else p.name for p in base.iterdir())
     there = ", ".join(entries[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
     asked = "".join(f" {split}={value!r}" for split, value in explicit.items())
+    like = "".join(f"  - {kind}\n" for kind in (others.recognise(base) if not explicit else ()))
+    seen = f"It looks like:\n{like}" if like else ""
     return (
-        f"{base}: no annotations found{' for' + asked if asked else ''}. Looked for:\n{looked}\n"
-        f"It holds: {there or 'nothing'}.\nSay where they are with format=, annotations=, images=, train=, "
-        "val= or test= (paths relative to the folder)"
+        f"{base}: no annotations found{' for' + asked if asked else ''}. "
+        f"It holds: {there or 'nothing'}.\n{seen}Looked for:\n{looked}\n"
+        "If it has one of these formats, say where with format=, annotations=, images=, train=, val= or "
+        f"test= (paths relative to the folder). If not: {others.REMEDY}"
     )

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from ..errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -29,7 +29,7 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: {error}. {_bomb_remedy()}") from error
+        raise DataError(f"{path}: {str(error).rstrip('.')}. {_bomb_remedy()}") from error
     except Exception as error:  # Pillow's plugins raise many types on damaged headers
         raise DataError(
             f"{path}: not an image that can be read ({error}); convert it to JPEG or PNG, "
@@ -50,14 +50,25 @@ def _bomb_remedy() -> str:
     )
 
 
+def _refuse_wide(image: Image.Image, path: Path) -> None:
+    """Refuse pixels of 32 bits: which value is white is not said, and clipping them would spoil the image."""
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{path}: pixels of 32 bits (mode {image.mode}) have no known range; scale them and save the "
+            "image with 8 bits a channel, or with 16 bits grey"
+        )
+
+
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height in pixels after EXIF orientation, read from the header alone.
 
     Raises:
-        DataError: the file is missing, empty, not an image, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
+        DataError: the file is missing, empty, not an image, larger than `PIL.Image.MAX_IMAGE_PIXELS`, or its
+            pixels have 32 bits.
     """
     path = Path(path)
     with _open(path) as image:
+        _refuse_wide(image, path)
         try:
             # The base method: PNG's own would decode the whole file to look for a late chunk.
             orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
@@ -65,6 +76,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             raise DataError(f"{path}: its EXIF block is damaged ({error}); save the image again") from error
         width, height = image.size
     return (height, width) if orientation in _TURNED else (width, height)
+
+
+def is_turned(path: str | os.PathLike[str]) -> bool:
+    """Whether the EXIF orientation of an image that `image_size` can read exchanges width and height."""
+    with _open(Path(path)) as image:
+        return Image.Image.getexif(image).get(_ORIENTATION, 1) in _TURNED
 
 
 def decode_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -79,8 +96,8 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
         A PIL image of mode RGB.
 
     Raises:
-        DataError: the file is missing, empty, truncated, not an image, or larger than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        DataError: the file is missing, empty, truncated, not an image, larger than
+            `PIL.Image.MAX_IMAGE_PIXELS`, or its pixels have 32 bits.
     """
     return decode_reduced(path, None)[0]
 
@@ -108,13 +125,12 @@ def decode_reduced(
     """
     path = Path(path)
     with _open(path) as image:
+        _refuse_wide(image, path)
         try:
             factor = 1 if needed is None else _reduce(image, needed)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            decoded: Image.Image = image
-            if image.mode.startswith("I;16"):
-                decoded = image.convert("I").point(lambda value: value / 256).convert("L")
+            decoded = to_eight_bits(image)
             decoded = decoded if decoded.mode == "RGB" else decoded.convert("RGB")
             return decoded, (decoded.height * factor, decoded.width * factor)
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
@@ -122,6 +138,13 @@ def decode_reduced(
                 f"{path}: the image cannot be decoded ({error}); copy it again or remove it "
                 "from the annotations"
             ) from error
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Of a grey image of 16 bits the upper eight; any other image as it is."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return image.convert("I").point(lambda value: value / 256).convert("L")
 
 
 def _reduce(image: Image.Image, needed: Callable[[tuple[int, int]], tuple[int, int]]) -> int:

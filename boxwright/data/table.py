@@ -179,6 +179,11 @@ class Table(Sequence[Record]):
         return bool(self._columns.metadata["declared"])
 
     @property
+    def unresolved(self) -> tuple[str, ...]:
+        """Names of the first images, if none of them was found; else nothing."""
+        return tuple(self._columns.metadata["unresolved"])
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The annotation files (the first few, where each image has its own), relative to the data set."""
         return tuple(self._columns.metadata["sources"])
@@ -204,15 +209,27 @@ class Table(Sequence[Record]):
     def objects(self) -> Objects:
         """All objects as flat arrays; nothing is copied where the table shows all rows."""
         c = self._columns
-        counts = self.object_counts
-        row = np.repeat(np.arange(len(self)), counts)
-        if self._indices is None:
-            place: Any = slice(None)
-        else:
-            first = c.offsets[:-1][self._indices]
-            place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        row = np.repeat(np.arange(len(self)), self.object_counts)
+        place: Any = slice(None) if self._indices is None else self._places()
         boxes, labels = c.box[place], self._labels(c.label[place])
         return Objects(row, boxes, labels, c.ignore[place].astype(bool), c.area[place], c.id[place])
+
+    def _places(self) -> np.ndarray:
+        """`(N,)` place in the file of each object that the table shows."""
+        counts = self.object_counts
+        first = self._take(self._columns.offsets[:-1])
+        return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+    def polygon_extents(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `objects()` have polygons, `(n,)`, and how far these reach, `(n, 4)` xyxy in pixels."""
+        c, places = self._columns, self._places()
+        start, stop = c.points[c.rings[places]] // 2, c.points[c.rings[places + 1]] // 2
+        which = np.flatnonzero(stop > start)
+        spans = np.stack((start[which], stop[which]), axis=1).ravel()
+        # One value more, so that a span may end where the coordinates do.
+        x, y = (np.append(c.coordinates[axis::2], 0.0) for axis in (0, 1))
+        extents = [f.reduceat(v, spans)[::2] for f in (np.minimum, np.maximum) for v in (x, y)]
+        return which, np.stack(extents, axis=1) if len(which) else np.zeros((0, 4))
 
     def to_coco(self) -> dict[str, Any]:
         """The table as a COCO data set: what evaluators take and the COCO writer writes.

@@ -20,6 +20,18 @@ def test_sheets_are_written(coco_folder: Path, tmp_path: Path) -> None:
         contact_sheets(table, tmp_path / "y.png", columns=0)
 
 
+def test_captions_stay_above_their_image(coco_folder: Path, tmp_path: Path) -> None:
+    (coco_folder / "images" / "b.jpg").unlink()
+    path = coco_folder / "annotations" / "instances_train2017.json"
+    name = "W" * 80 + ".jpg"
+    path.write_text(path.read_text().replace("a.jpg", name))
+    (coco_folder / "images" / "a.jpg").rename(coco_folder / "images" / name)
+    (sheet,) = contact_sheets(folder(coco_folder).train, tmp_path / "sheet.png", cell=150, indices=[0, 2])
+    pixels = np.asarray(Image.open(sheet).convert("L"))
+    assert (pixels[6:24, 6:100] < 100).any()
+    assert (pixels[6:24, 156:162] == 255).all()
+
+
 def test_drawing_shows_boxes_and_masks(coco_folder: Path) -> None:
     record = folder(coco_folder).train[1]
     image = decode_image(record.file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,18 @@ _FOLDERS = ("", "annotations", "Annotations", "labels")
 
 def find(root: Path, request: Request) -> dict[str, Source]:
     """Sources of the splits that the folder holds in this format; empty where there are none."""
+    left: list[Path] = []
     if request.annotations is not None:
         names = [request.annotations] if request.annotations.suffix.lower() == ".json" else []
         found = {fields.split_of(p.stem) or fields.split_of(p.parent.name) or "train": p for p in names}
     else:
-        found = _search(root)
-    return {split: _source(root, split, path, request) for split, path in found.items()}
+        found, left = _search(root)
+    sources = {split: _source(root, split, path, request) for split, path in found.items()}
+    for split, source in list(sources.items())[:1] if left else ():
+        shown = ", ".join(path.relative_to(root).as_posix() for path in left)
+        note = f"JSON files whose names are of no split were left out: {shown}"
+        sources[split] = dataclasses.replace(source, notes=(note,))
+    return sources
 
 
 def explicit(root: Path, split: str, path: Path, request: Request) -> Source | None:
@@ -39,7 +46,8 @@ def explicit(root: Path, split: str, path: Path, request: Request) -> Source | N
     return _source(root, split, path, request) if fits else None
 
 
-def _search(root: Path) -> dict[str, Path]:
+def _search(root: Path) -> tuple[dict[str, Path], list[Path]]:
+    """The file of each split; and further files of annotations, whose names say no split."""
     found: dict[str, list[Path]] = {}
     unnamed: list[Path] = []
     folders = [root / name for name in _FOLDERS if (root / name).is_dir()]
@@ -56,9 +64,8 @@ def _search(root: Path) -> dict[str, Path]:
             else:
                 found.setdefault(split, []).append(path)
     if not found and unnamed:
-        _single(unnamed, "train")
-        return {"train": unnamed[0]}
-    return {split: _single(paths, split) for split, paths in found.items()}
+        return {"train": _single(unnamed, "train")}, []
+    return {split: _single(paths, split) for split, paths in found.items()}, unnamed
 
 
 def _single(paths: list[Path], split: str) -> Path:
@@ -99,36 +106,71 @@ def read(source: Source) -> pa.Table:
     """
     path = source.annotations[0]
     data = fields.parse_json(path, fields.decode_text(path, fields.read_bytes(path)))
-    data = fields.mapping(data, path, "")
+    data = _annotations_not_results(data, path)
     images = fields.sequence(data, "images", path, "")
     annotations = fields.sequence(data, "annotations", path, "")
-    categories, label_map = _categories(fields.sequence(data, "categories", path, ""), path)
+    declared = fields.sequence(data, "categories", path, "")
+    categories, label_map, twice = _categories(declared, annotations, path)
     builder = TableBuilder("annotation id", label_map)
+    for name in twice:
+        text = "category names stand twice, once without annotations; that one was left out"
+        builder.note("category_twice", "info", text, f"{fields.relative(path, source)}: category {name!r}")
     rows, measured, unresolved = _add_images(builder, images, source)
+    _note_federated(builder, images, fields.relative(path, source))
     for place, entry in enumerate(annotations):
         _add_object(builder, entry, place, rows, categories, path)
     return builder.finish([fields.relative(path, source)], size_files=measured, unresolved=unresolved)
 
 
-def _categories(entries: list[Any], path: Path) -> tuple[dict[int, int], LabelMap]:
+def _annotations_not_results(data: Any, path: Path) -> dict[str, Any]:
+    """The contents, if they can be annotations of objects."""
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, dict) and "image_id" in first:
+        problem = "a list of COCO results (detections), not annotations"
+        fail(path, "", problem, "name the file of the annotations; `boxwright evaluate` reads results")
+    data = fields.mapping(data, path, "")
+    entries = data.get("annotations")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    if "categories" not in data and isinstance(first, dict) and "caption" in first:
+        fail(path, "", "COCO captions, without boxes", "name the file of the instances")
+    return data
+
+
+def _categories(
+    entries: list[Any], annotations: list[Any], path: Path
+) -> tuple[dict[int, int], LabelMap, list[str]]:
+    """Labels by category id; the label map; names that two categories have of which one has no annotation."""
     names: dict[int, str] = {}
+    ids: dict[str, list[int]] = {}
     for place, entry in enumerate(entries):
         record = f"categories[{place}]"
         entry = fields.mapping(entry, path, record)
         ident = fields.whole(entry, "id", path, record)
         name = fields.text(entry, "name", path, record)
-        if ident in names or name in names.values():
-            fail(
-                path,
-                record,
-                f"category {name!r} (id {ident}) stands twice",
-                "give each category its own id and name",
-            )
+        if ident in names:
+            problem = f"category {name!r} (id {ident}) stands twice"
+            fail(path, record, problem, "give each category its own id and name")
         names[ident] = name
+        ids.setdefault(name, []).append(ident)
     if not names:
         fail(path, "", "`categories` is empty", "list the classes")
-    ids = sorted(names)
-    return {ident: i for i, ident in enumerate(ids)}, LabelMap(tuple(names[i] for i in ids), tuple(ids))
+    twice = {name: same for name, same in ids.items() if len(same) > 1}
+    for name, same in twice.items():
+        used = {entry.get("category_id") for entry in annotations if _has_category(entry, same)}
+        if len(used) > 1:
+            problem = f"category {name!r} stands twice, with the ids {', '.join(map(str, sorted(used)))}"
+            fail(
+                path, "categories", problem, "give each category its own name, or all its annotations one id"
+            )
+        for ident in set(same) - (used or set(same[:1])):
+            del names[ident]
+    order = sorted(names)
+    label_map = LabelMap(tuple(names[i] for i in order), tuple(order))
+    return {ident: i for i, ident in enumerate(order)}, label_map, list(twice)
+
+
+def _has_category(entry: Any, ids: list[int]) -> bool:
+    return isinstance(entry, dict) and type(entry.get("category_id")) is int and entry["category_id"] in ids
 
 
 def _add_images(
@@ -139,7 +181,7 @@ def _add_images(
     names = []
     for place, entry in enumerate(entries):
         entry = fields.mapping(entry, path, f"images[{place}]")
-        names.append(fields.text(entry, "file_name", path, f"images[{place}]"))
+        names.append(_file_name(entry, path, f"images[{place}]"))
     folder, resolved = fields.choose_dir(source, names)
     rows: dict[int, int] = {}
     measured = False
@@ -157,6 +199,26 @@ def _add_images(
             size = fields.whole(entry, "width", path, record), fields.whole(entry, "height", path, record)
         rows[ident] = builder.image(ident, file, *fields.check_size(*size, path, record), origin)
     return rows, measured, [] if resolved else names[:20]
+
+
+def _file_name(entry: dict[str, Any], path: Path, record: str) -> str:
+    """Name of an image: `file_name`, or the end of `coco_url` (`train2017/9.jpg`), as LVIS writes it."""
+    url = entry.get("coco_url")
+    if "file_name" not in entry and isinstance(url, str) and url.count("/") > 2:
+        return fields.encodable("/".join(url.split("/")[-2:]), "coco_url", path, record)
+    return fields.text(entry, "file_name", path, record)
+
+
+def _note_federated(builder: TableBuilder, entries: list[Any], origin: str) -> None:
+    """Say of images in which not all objects are annotated that they are read as if all were."""
+    keys = ("not_exhaustive_category_ids", "neg_category_ids")
+    marked = [entry for entry in entries if any(key in entry for key in keys)]
+    if marked:
+        text = (
+            "images in which only some classes were annotated (LVIS) are read as if all were: other objects "
+            "train as background and count as false detections"
+        )
+        builder.note("federated", "warning", text, f"{origin}: image id {marked[0]['id']}", len(marked))
 
 
 def _add_object(

@@ -6,7 +6,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,7 @@ class Source:
         annotations: the annotation files, whose contents decide the table.
         image_dirs: folders in which images may lie, the likeliest first.
         images: the images themselves, for a format that lists them by their files.
+        labels: the annotation file of each of `images`, None for an image that has none.
         classes: class names, for a format that keeps them in a file of their own.
         notes: what `find` left out, in sentences.
     """
@@ -40,6 +41,7 @@ class Source:
     annotations: tuple[Path, ...]
     image_dirs: tuple[Path, ...] = ()
     images: tuple[Path, ...] = ()
+    labels: tuple[Path | None, ...] = ()
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -288,7 +290,32 @@ def size_of(base: Path, file: str, where: object, record: str) -> tuple[int, int
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder, by name."""
+    """Image files of a folder, by name; hidden ones (`._a.jpg` of some archives) are none."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES]
+        names = [e.name for e in entries if _has_suffix(e.name, IMAGE_SUFFIXES)]
     return [folder / name for name in sorted(names)]
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and the folders below it, each with the names of its files; hidden ones are passed over.
+
+    Links to folders are followed, but no folder is entered twice, so that a circle of links does no harm.
+    """
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        stat = os.stat(place)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(place), sorted(name for name in names if not name.startswith("."))
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files with one of the suffixes in a folder and the folders below it, as `walk` comes to them."""
+    return [place / name for place, names in walk(folder) for name in names if _has_suffix(name, suffixes)]
+
+
+def _has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")

@@ -1,10 +1,11 @@
-"""Class names of YOLO folders: one name a line, or the `names` of a YAML file."""
+"""Class names and paths of YOLO folders: one name a line, or the keys of a YAML file."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import fields
@@ -41,18 +42,44 @@ def read_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def has_key(path: Path, key: str) -> bool:
+    """Whether a YAML file has a top-level key."""
+    return _line_of(fields.decode_text(path, fields.read_bytes(path)).splitlines(), key) is not None
+
+
+def read_paths(path: Path, key: str) -> tuple[str, ...]:
+    """The text, or list of texts, of a top-level key of a YAML file; nothing where it is absent or empty.
+
+    Raises:
+        DataError: the file cannot be read, or the key holds a mapping.
+    """
+    lines = fields.decode_text(path, fields.read_bytes(path)).splitlines()
+    start = _line_of(lines, key)
+    if start is None:
+        return ()
+    value = _inline(lines, start)
+    if value.startswith("[") and value.endswith("]"):
+        return tuple(_unquote(item) for item in _split_flow(value[1:-1]))
+    if value:
+        text = _unquote(value)
+        return () if text in ("", "~", "null") else (text,)
+    texts = []
+    for number, line in _block(lines, start):
+        if not line.lstrip().startswith("- "):
+            shown = line.strip()[:40]
+            fail(path, f"line {number + 1}", f"cannot understand {shown!r}", f"write `{key}: a path`")
+        texts.append(_unquote(line.lstrip()[2:]))
+    return tuple(texts)
+
+
 def _yaml_names(path: Path, text: str) -> list[str]:
     lines = text.splitlines()
-    start = next((i for i, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
+    start = _line_of(lines, "names")
     if start is None:
         fail(path, "", "has no `names`", _REMEDY)
-    value = _uncomment(lines[start].split(":", 1)[1]).strip()
+    value = _inline(lines, start)
     pairs: list[tuple[int | None, str]] = []
     if value:
-        end = start
-        while value[0] in "[{" and value[-1] not in "]}" and end + 1 < len(lines):
-            end += 1
-            value = f"{value} {_uncomment(lines[end]).strip()}".strip()
         if (value[0], value[-1]) not in (("[", "]"), ("{", "}")):
             fail(path, f"line {start + 1}", f"`names` is {value[:40]!r}, not a list or mapping", _REMEDY)
         items = _split_flow(value[1:-1])
@@ -62,18 +89,36 @@ def _yaml_names(path: Path, text: str) -> list[str]:
             else [(None, _unquote(i)) for i in items]
         )
     else:
-        pairs = []
-        for number in range(start + 1, len(lines)):
-            line = _uncomment(lines[number]).rstrip()
-            if not line.strip():
-                continue
-            if line.lstrip().startswith("- "):
-                pairs.append((None, _unquote(line.lstrip()[2:])))
-            elif line[0] in " \t":
-                pairs.append(_pair(path, number, line))
-            else:
-                break
+        for number, line in _block(lines, start):
+            item = line.lstrip().startswith("- ")
+            pairs.append((None, _unquote(line.lstrip()[2:])) if item else _pair(path, number, line))
     return _in_order(path, pairs)
+
+
+def _line_of(lines: list[str], key: str) -> int | None:
+    """The line at which a top-level key stands."""
+    return next((i for i, line in enumerate(lines) if re.match(rf"{key}\s*:", line)), None)
+
+
+def _inline(lines: list[str], start: int) -> str:
+    """What follows the key of a line, to the end of the list or mapping that begins there."""
+    value = _uncomment(lines[start].split(":", 1)[1]).strip()
+    end = start
+    while value and value[0] in "[{" and value[-1] not in "]}" and end + 1 < len(lines):
+        end += 1
+        value = f"{value} {_uncomment(lines[end]).strip()}".strip()
+    return value
+
+
+def _block(lines: list[str], start: int) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that belong to the key of a line: indented, or items of a list."""
+    for number in range(start + 1, len(lines)):
+        line = _uncomment(lines[number]).rstrip()
+        if not line.strip():
+            continue
+        if line[0] not in " \t" and not line.startswith("- "):
+            return
+        yield number, line
 
 
 def _in_order(path: Path, pairs: list[tuple[int | None, str]]) -> list[str]:

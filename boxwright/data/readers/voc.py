@@ -88,7 +88,10 @@ def _base(root: Path, request: Request) -> Path:
 
 
 def _listed(root: Path, split: str, path: Path, xml: Path, request: Request) -> Source:
-    """Source from a list of image names, one a line; a second column (lists of one class) is ignored."""
+    """Source from a list of image names, one a line; a second column (lists of one class) is ignored.
+
+    Names may hold spaces: the whole line goes before its first column.
+    """
     content = path.read_bytes()
     stems = []
     for number, line in (
@@ -96,11 +99,10 @@ def _listed(root: Path, split: str, path: Path, xml: Path, request: Request) -> 
     ):
         if not line.strip():
             continue
-        stem = re.sub(
-            r"\.(xml|" + "|".join(s[1:] for s in IMAGE_SUFFIXES) + r")$", "", line.split()[0], flags=re.I
-        )
-        stem = stem.replace("\\", "/").rsplit("/", 1)[-1]
-        if not (xml / f"{stem}.xml").is_file():
+        named = [_stem(text) for text in (line, re.sub(r"\s+-?[01]\s*$", "", line), line.split()[0])]
+        stem = next((name for name in named if (xml / f"{name}.xml").is_file()), None)
+        if stem is None:
+            stem = named[1]
             fail(
                 path, f"line {number}", f"{xml / stem}.xml does not exist", "add the file or remove the line"
             )
@@ -114,9 +116,15 @@ def _listed(root: Path, split: str, path: Path, xml: Path, request: Request) -> 
     return Source(NAME, split, _base(root, request), files, _image_folders(root, xml, request))
 
 
+def _stem(text: str) -> str:
+    """Name of an image in a list, without folder and suffix."""
+    name = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    return re.sub(r"\.(xml|" + "|".join(s[1:] for s in IMAGE_SUFFIXES) + r")$", "", name, flags=re.I)
+
+
 def _all(root: Path, split: str, xml: Path, images: tuple[Path, ...], request: Request) -> Source:
     """Source of all XML files of a folder."""
-    files = tuple(sorted(xml.glob("*.xml")))
+    files = tuple(p for p in sorted(xml.glob("*.xml")) if not p.name.startswith("."))
     stems = {file.stem.lower() for file in files}
     alone = [p for f in images[:1] for p in fields.list_images(f) if p.stem.lower() not in stems]
     notes = (
@@ -142,7 +150,7 @@ def read(source: Source) -> pa.Table:
     for number, path in enumerate(source.annotations, 1):
         root = parse_xml(path)
         if root.tag != "annotation":
-            fail(path, "", f"the root element is <{root.tag}>, not <annotation>", "name VOC annotations")
+            fail(path, "", f"the root element is <{root.tag}>, not <annotation>", _remedy(root.tag))
         file = index.file(path, root)
         if file in files:
             fail(
@@ -166,6 +174,12 @@ def read(source: Source) -> pa.Table:
             _add_object(builder, row, place, item, first, path)
     sources = [fields.relative(path, source) for path in source.annotations]
     return builder.finish(sources, size_files=measured, unresolved=[] if index.found else index.wanted)
+
+
+def _remedy(tag: str) -> str:
+    if tag == "annotations":
+        return "name VOC annotations; from CVAT, export in its format COCO 1.0"
+    return "name VOC annotations"
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

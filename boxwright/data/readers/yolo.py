@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,23 +11,16 @@ import pyarrow as pa
 from ...errors import DataError
 from ...labels import LabelMap
 from ..build import TableBuilder
-from . import fields
+from . import fields, yolo_files
 from .fields import Request, Source, fail
-from .names import read_names
+from .names import has_key, read_names
+from .yolo_files import NAME_FILES, Pairs
 
 NAME = "yolo"
 LOOKED_FOR = (
     "YOLO text: images/<split> with labels/<split>, <split>/images with <split>/labels, images with labels, "
-    "or *.txt beside the images; class names in classes.txt or data.yaml"
-)
-_NAME_FILES = (
-    "classes.txt",
-    "obj.names",
-    "names.txt",
-    "data.yaml",
-    "data.yml",
-    "dataset.yaml",
-    "dataset.yml",
+    "or *.txt beside the images; splits also from data.yaml or <split>.txt that lists images; class names in "
+    "classes.txt or data.yaml"
 )
 # Rounding and boxes over the edge go a little beyond 1; whoever writes pixels goes far beyond.
 _LIMIT = 2.0
@@ -34,98 +28,85 @@ _LIMIT = 2.0
 
 def find(root: Path, request: Request) -> dict[str, Source]:
     """Sources of the splits that the folder holds in this format; empty where there are none."""
-    if request.annotations is not None:
-        images = request.images or _images_of(request.annotations)
-        pairs = {"train": (images, request.annotations)} if request.annotations.is_dir() else {}
+    if request.annotations is None and request.images is None:
+        found, notes = yolo_files.find_pairs(root)
     else:
-        pairs = _pairs(root)
-    pairs = {s: (images, labels) for s, (images, labels) in pairs.items() if _fits(images, labels)}
-    return {split: _source(root, split, *pair) for split, pair in pairs.items()}
+        pairs = _requested(root, request)
+        found, notes = {} if pairs is None else {"train": pairs}, ()
+    sources = {split: _source(root, split, pairs) for split, pairs in found.items()}
+    for split, source in list(sources.items())[:1]:
+        sources[split] = dataclasses.replace(source, notes=(*source.notes, *notes))
+    return sources
 
 
-def _pairs(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Image and label folders by split."""
-    pairs: dict[str, tuple[Path, Path]] = {}
-    for parent in (root / "images", root):
-        for child in sorted(parent.iterdir()) if parent.is_dir() else []:
-            split = fields.split_of(child.name) if child.is_dir() else None
-            if split is None:
-                continue
-            if parent != root:
-                pairs.setdefault(split, (child, root / "labels" / child.name))
-            elif (child / "labels").is_dir():
-                pairs.setdefault(split, (child / "images", child / "labels"))
-            else:
-                pairs.setdefault(split, (child, child))
-    if any(_fits(*pair) for pair in pairs.values()):
-        return pairs
-    for images, labels in (
-        (root / "images", root / "labels"),
-        (root / "images", root / "images"),
-        (root, root),
-    ):
-        if _fits(images, labels):
-            return {"train": (images, labels)}
-    return {}
-
-
-def _images_of(labels: Path) -> Path:
-    """The image folder beside a label folder: the last `labels` in its path becomes `images`."""
-    parts = list(labels.parts)
-    for place in reversed(range(len(parts))):
-        if parts[place] == "labels":
-            other = Path(*parts[:place], "images", *parts[place + 1 :])
-            return other if other.is_dir() else labels
-    return labels
-
-
-def _fits(images: Path, labels: Path) -> bool:
-    if not images.is_dir() or not labels.is_dir():
-        return False
-    stems = {p.stem for p in fields.list_images(images)}
-    return any(p.stem in stems for p in labels.glob("*.txt"))
+def _requested(root: Path, request: Request) -> Pairs | None:
+    """Images and labels where the caller names the folder of one of them, or of both."""
+    images, labels = request.images, request.annotations
+    if labels is None and images is not None:
+        choices = (root / "labels", root, images)
+        return next((p for f in choices if (p := yolo_files.of_folders(images, f)) is not None), None)
+    if labels is None or not labels.is_dir():
+        return None
+    return yolo_files.of_folder(labels) if images is None else yolo_files.of_folders(images, labels)
 
 
 def explicit(root: Path, split: str, path: Path, request: Request) -> Source | None:
-    """Source of a split for which the caller names a folder of images or labels; None if it does not fit."""
-    if not path.is_dir():
-        return None
-    swapped = Path(*("labels" if part == "images" else part for part in path.parts))
-    candidates = [(path / "images", path / "labels"), (path, swapped), (_images_of(path), path), (path, path)]
-    pair = next((p for p in candidates if _fits(request.images or p[0], request.annotations or p[1])), None)
-    return (
-        None
-        if pair is None
-        else _source(root, split, request.images or pair[0], request.annotations or pair[1])
-    )
+    """Source of a split for which the caller names a list or a folder; None if it does not fit."""
+    if path.is_file():
+        pairs = yolo_files.of_list(root, path) if path.suffix.lower() == ".txt" else None
+    elif request.images is None and request.annotations is None:
+        pairs = yolo_files.of_folder(path)
+    else:
+        pairs = yolo_files.of_folders(request.images or path, request.annotations or path)
+    return None if pairs is None else _source(root, split, pairs)
 
 
-def _source(root: Path, split: str, images: Path, labels: Path) -> Source:
+def _source(root: Path, split: str, pairs: Pairs) -> Source:
+    images, labels = pairs.folders
     base = root if images.is_relative_to(root) else images
-    listed = fields.list_images(images)
-    stems = {p.stem for p in listed}
-    files = {p.stem: p for p in sorted(labels.glob("*.txt")) if p.name not in _NAME_FILES}
-    alone = [p for stem, p in files.items() if stem not in stems]
-    notes = (
-        (f"{len(alone)} label files without an image were left out, {alone[0].name} first",) if alone else ()
-    )
+    used = tuple(label for label in pairs.labels if label is not None)
     names = _find_names(root, images, labels)
-    used = tuple(path for stem, path in files.items() if stem in stems)
-    return Source(NAME, split, base, (names, *used), (images,), tuple(listed), notes=notes)
+    return Source(NAME, split, base, (names, *used), (images,), pairs.images, pairs.labels, notes=pairs.notes)
 
 
 def _find_names(root: Path, images: Path, labels: Path) -> Path:
-    for folder in dict.fromkeys((root, labels, labels.parent, images, images.parent)):
-        for name in _NAME_FILES:
-            if (folder / name).exists():
-                return folder / name
-    others = [*sorted(root.glob("*.names")), *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
-    if len(others) == 1:
-        return others[0]
-    raise DataError(
-        f"{root}: YOLO labels, but no file of class names; write classes.txt with one name a line in the "
-        "order of their numbers, or data.yaml with `names:`"
-    )
+    """The file of class names.
+
+    Raises:
+        DataError: there is none, several disagree, or the labels are said to hold keypoints.
+    """
+    folders = dict.fromkeys((root, labels, labels.parent, images, images.parent))
+    files = [folder / name for folder in folders for name in NAME_FILES if (folder / name).exists()]
+    if not files:
+        others = [*sorted(root.glob("*.names")), *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
+        files = others if len(others) == 1 else []
+    if not files:
+        raise DataError(
+            f"{root}: YOLO labels, but no file of class names; write classes.txt with one name a line in the "
+            "order of their numbers, or data.yaml with `names:`"
+        )
+    if any(has_key(file, "kpt_shape") for file in files if file.suffix in (".yaml", ".yml")):
+        raise DataError(
+            f"{root}: the labels hold keypoints (`kpt_shape`), which are not read; keep the first five "
+            "columns of each line (class, centre x, centre y, width, height) and remove `kpt_shape`"
+        )
+    names = read_names(files[0])
+    other = next((file for file in files[1:] if _names_or(file, names) != names), None)
+    if other is not None:
+        shown = (", ".join(told[:5]) for told in (_names_or(other, names), names))
+        raise DataError(
+            f"{other}: names other classes ({next(shown)}) than {files[0]} ({next(shown)}); "
+            "remove the file that is wrong"
+        )
+    return files[0]
+
+
+def _names_or(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes that a further file names; `names` where it names none that can be read."""
+    try:
+        return read_names(path)
+    except DataError:
+        return names
 
 
 def read(source: Source) -> pa.Table:
@@ -136,9 +117,7 @@ def read(source: Source) -> pa.Table:
     """
     names = read_names(source.annotations[0])
     builder = TableBuilder("line", LabelMap(names, tuple(range(len(names)))))
-    labels = {path.stem: path for path in source.annotations[1:]}
-    for number, image in enumerate(source.images, 1):
-        path = labels.get(image.stem)
+    for number, (image, path) in enumerate(zip(source.images, source.labels, strict=True), 1):
         file = image.relative_to(source.base).as_posix()
         size = fields.size_of(source.base, file, path or image, "")
         row = builder.image(number, file, *size, fields.relative(path or image, source))
