@@ -12,7 +12,7 @@ from typing import Any
 
 from fiddle import Config, Partial
 
-from ..config import Norm, NumClasses, Pretrained
+from ..config import Norm, NumClasses, Pretrained, set_tagged
 from ..models.backbones.resnet import ResNet
 from ..models.backbones.timm import TimmBackbone
 from ..models.detectors import Normalise, TwoStageDetector
@@ -23,6 +23,8 @@ from . import common
 from .experiment import Experiment
 
 CAFFE = {"style": "caffe", "norm": FrozenBatchNorm2d}
+CAFFE_WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/resnet50_msra-5891d200.pth"
+"""Detectron2's ResNet-50 of ImageNet, as MMDetection publishes it."""
 
 
 def trunk(depth: int = 50, **arguments: Any) -> Partial[StageTrunk]:
@@ -56,7 +58,8 @@ def c4(depth: int = 50, **arguments: Any) -> Config[TwoStageDetector]:
 
 
 def caffe(recipe: Config[Experiment]) -> Config[Experiment]:
-    """Images as weights of Caffe's ResNets expect them: blue, green, red, minus the mean."""
+    """Weights of Caffe's ResNet-50, and images as they expect them: blue, green, red, minus the mean."""
+    set_tagged(recipe.model, Pretrained, CAFFE_WEIGHTS)
     recipe.model.normalise = Config(
         Normalise, mean=(123.675, 116.280, 103.530), std=(1.0, 1.0, 1.0), bgr=True
     )

@@ -47,6 +47,8 @@ def resnext(recipe: Config[Experiment], groups: int, depth: int = 101, width: in
     """Exchange a recipe's ResNet for a ResNeXt (arXiv:1611.05431, Sec. 3.3) of that many groups."""
     backbone = recipe.model.backbone
     backbone.depth, backbone.groups, backbone.width_per_group = depth, groups, width
+    if (depth, groups, width) == (101, 32, 4):  # torchvision has no weights of this one
+        backbone.weights = "timm:resnext101_32x4d.gluon_in1k"
     return recipe
 
 

@@ -23,6 +23,12 @@ from ..models.priors import Points
 from . import common
 from .experiment import Experiment
 
+CAFFE_WEIGHTS = {
+    50: "https://download.openmmlab.com/pretrain/third_party/resnet50_caffe-788b5fa3.pth",
+    101: "https://download.openmmlab.com/pretrain/third_party/resnet101_caffe-3ad79236.pth",
+}
+"""Detectron's ResNets of ImageNet, by depth, as MMDetection publishes them."""
+
 
 def head() -> Partial[DenseHead]:
     """Towers with group norm, exp(scale * x) distances in pixels, centreness beside the classes (Sec. 3)."""
@@ -56,6 +62,7 @@ def fcos_r50_fpn_1x() -> Config[Experiment]:
         head=head(),
         normalise=Config(Normalise, mean=(122.7717, 115.9465, 102.9801), std=(1.0, 1.0, 1.0), bgr=True),
     )
+    model.backbone.weights = CAFFE_WEIGHTS[50]
     recipe = common.schedule_1x(model, lr=0.01)
     recipe.optimizer.bias_lr_factor = 2.0
     recipe.optimizer.bias_decay = 0.0
@@ -71,7 +78,7 @@ def fcos_r50_fpn_2x() -> Config[Experiment]:
 def fcos_r101_fpn_1x() -> Config[Experiment]:
     """FCOS, ResNet-101 in Caffe's style, 12 epochs on COCO."""
     recipe = fcos_r50_fpn_1x()
-    recipe.model.backbone.depth = 101
+    recipe.model.backbone.depth, recipe.model.backbone.weights = 101, CAFFE_WEIGHTS[101]
     return recipe
 
 

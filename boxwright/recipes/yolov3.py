@@ -114,7 +114,9 @@ def schedule_273(model: Config, resize: Config, size: int, canvas: Config[Canvas
 def darknet_model() -> Config[OneStageDetector]:
     """Darknet-53 with the three levels of Sec. 2.3; pixels are divided by 255."""
     # The file that MMDetection publishes; no library has weights of this network.
-    backbone = Config(Darknet, weights="darknet53-a628ea1b.pth")
+    backbone = Config(
+        Darknet, weights="https://download.openmmlab.com/pretrain/third_party/darknet53-a628ea1b.pth"
+    )
     return Config(
         OneStageDetector,
         backbone=common.with_tag(common.with_tag(backbone, "weights", Pretrained), "norm", Norm),

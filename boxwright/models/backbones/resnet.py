@@ -76,7 +76,8 @@ class ResNet(nn.Module):
         conv3x3: makes each stage's 3x3 convolutions instead of `conv`, for deformable ones; None keeps it.
         plugins: makes a layer behind the last norm of each block's branch, per stage (GCNet's context block).
         weights: None (random), "torchvision" (its weights of this architecture), another name or a file;
-            see `pretrained.read_weights`.
+            see `pretrained.read_weights`. In Caffe's style, biases of convolutions are left out, as by
+            MMDetection: published files hold some before the norms.
 
     Raises:
         ConfigError: an argument does not fit the others.
@@ -204,7 +205,9 @@ class ResNet(nn.Module):
         unbuilt = [f"layer{stage}." for stage in range(self.out_stages[-1] + 1, 5)]
         # MMDetection calls a group norm gn, at the numbers where a batch norm is bn.
         rename = {re.sub(r"\bbn(?=\d\.)", "gn", name): name for name in self.state_dict()}
-        load_backbone_weights(self, weights, ("fc.", *unbuilt), rename, ADDED)
+        modules = self.named_modules() if self.style == "caffe" else ()
+        biases = [f"{name}.bias" for name, module in modules if isinstance(module, nn.Conv2d)]
+        load_backbone_weights(self, weights, ("fc.", *unbuilt, *biases), rename, ADDED)
 
     def _check(self, per_stage: dict[str, Sequence]) -> None:
         if self.depth not in ARCHITECTURES:

@@ -44,7 +44,7 @@ class TimmBackbone(nn.Module):
     If their names are those of the network's twin in torchvision (`TORCHVISION_TWINS`), by position: the
     twins have the same tensors in the same order. Either way every tensor of the extractor has to be
     there with its shape; what only the whole network has (classifier, last convolution) is dropped, and
-    anything else is an error.
+    anything else is an error. A checkpoint of a detector with this backbone is matched by name, too.
 
     Args:
         name: the network, with a tag for its weights if wanted: "mobilenetv2_100.ra_in1k".
@@ -151,6 +151,8 @@ class TimmBackbone(nn.Module):
                 )
             weights = twin_weights
         state = read_weights(weights)
+        if any(name.startswith("net.") for name in state):  # of a detector of ours
+            return load_exactly(self, state, weights, lambda name: False)
         whole = _whole_state_dict(architecture)
         if twin is not None and set(state) - set(whole):
             state = _by_position(state, whole, twin)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from boxwright.errors import CheckpointError
-from boxwright.models.backbones import ResNet
+from boxwright.models.backbones import VGG, Darknet, HRNet, ResNet, TimmBackbone
 from boxwright.models.backbones.pretrained import load_backbone_weights, read_weights
 
 
@@ -178,3 +178,23 @@ def test_an_address_that_cannot_be_reached_says_what_to_do(tmp_path, monkeypatch
     monkeypatch.setattr("torch.hub.download_url_to_file", fail)
     with pytest.raises(CheckpointError, match=r"(?s)no route.*download https://example.org/a\.pth"):
         read_weights("https://example.org/a.pth")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ResNet, {"depth": 18}),
+        (TimmBackbone, {"name": "mobilenetv2_035", "min_stride": 8}),
+        (TimmBackbone, {"name": "mobilenetv3_small_050", "plugin": lambda c: nn.Conv2d(c, c, 1)}),
+        (HRNet, {"width": 4, "modules": (1, 1, 1), "blocks": (1, 1, 1, 1)}),
+        (Darknet, {"out_stages": (2,)}),
+        (VGG, {"depth": 11}),
+    ],
+)
+def test_a_backbone_starts_from_a_detector_of_ours(kind, arguments, tmp_path):
+    """What a run saves holds the backbone beside the rest, by the names that it has in the detector."""
+    first = kind(**arguments)
+    state = {f"backbone.{name}": value for name, value in first.state_dict().items()}
+    save_file(state | {"head.class.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    second = kind(**arguments, weights=tmp_path / "model.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from boxwright.errors import ConfigError
+from boxwright.errors import CheckpointError, ConfigError
 from boxwright.models.backbones import ResNet
 from boxwright.models.layers import FrozenBatchNorm2d, group_norm
 from boxwright.structures import FeatureSpec
@@ -162,6 +162,27 @@ def test_hooks_of_later_papers():
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(ConfigError, match=message):
         ResNet(**arguments)
+
+
+def test_caffe_weights_with_biases_before_the_norms(tmp_path):
+    """Files of Detectron's networks hold some, which MMDetection leaves out."""
+    state = ResNet(50, style="caffe", out_stages=(1, 2)).state_dict()
+    with_biases = state | {
+        name: torch.ones(channels)
+        for name, channels in (
+            ("conv1.bias", 64),
+            ("layer1.0.conv3.bias", 256),
+            ("layer1.0.downsample.0.bias", 256),
+            ("layer4.0.conv1.bias", 512),
+            ("fc.bias", 1000),
+        )
+    }
+    file = tmp_path / "caffe.pth"
+    torch.save({"state_dict": with_biases}, file)
+    loaded = ResNet(50, style="caffe", out_stages=(1, 2), weights=file).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in state.items())
+    with pytest.raises(CheckpointError, match=r"conv1\.bias"):
+        ResNet(50, out_stages=(1, 2), weights=file)
 
 
 def test_compiles_exports_and_keeps_channels_last():
