@@ -23,7 +23,10 @@ def convert(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Resolved configuration (.py), for a file that holds none.", show_default=False),
+        typer.Option(
+            help="The configuration, where the file holds none: MMDetection's (.py), Detectron2's (.yaml).",
+            show_default=False,
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Take the model from this recipe instead.", show_default=False)
@@ -39,8 +42,9 @@ def convert(
 
         boxwright predict faster.safetensors photo.jpg
 
-    The model is built from the configuration in MMDetection's checkpoint, or from the shapes in Detectron2's,
-    and every weight must find its place. Nothing that the file holds is run.
+    The model is built from the configuration in MMDetection's checkpoint, or from the shapes in Detectron2's
+    and, for what they do not say, its configuration or the settings of its model zoo. Every weight must find
+    its place. Nothing that the file holds is run.
     """
     values = only(words or (), ("out",))
     from ..convert import convert_checkpoint

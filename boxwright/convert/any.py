@@ -25,18 +25,18 @@ def convert_checkpoint(
 ) -> Conversion:
     """Write a checkpoint of MMDetection or Detectron2 as one of ours; which it is, its names say.
 
-    Arguments and errors as of `convert_mmdetection` and `convert_detectron2`; a configuration or a recipe
-    is for MMDetection alone.
+    Arguments and errors as of `convert_mmdetection` and `convert_detectron2`; a recipe is for MMDetection
+    alone.
     """
     loaded = read_checkpoint(source)
     weights = loaded.get("model", loaded)
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{source} holds a {type(weights).__name__}, not a checkpoint")
     if any(str(name).startswith(DETECTRON2) for name in weights):
-        if config is not None or recipe is not None:
+        if recipe is not None:
             raise ConfigError(
                 f"{source} is a checkpoint of Detectron2, whose detector is read off its weights: leave out "
-                "the configuration and the recipe"
+                "the recipe"
             )
-        return detectron2_to_ours(loaded, source, out, classes)
+        return detectron2_to_ours(loaded, source, out, config, classes)
     return mmdetection_to_ours(loaded, source, out, config, recipe, classes)

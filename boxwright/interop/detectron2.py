@@ -1,8 +1,8 @@
 """Detectron2's checkpoints: their names as rules, loaded strictly into our detectors.
 
-RetinaNet, Faster, Mask and Cascade R-CNN, on a feature pyramid and (the R-CNNs) on C4. Boxes and the place of
-the background are as here. Anchors of one place come size by size there and ratio by ratio here, so the
-columns of predictors are put into our order.
+RetinaNet, Faster, Mask and Cascade R-CNN, on a feature pyramid and (Faster and Mask R-CNN) on C4 and DC5.
+Boxes and the place of the background are as here. Anchors of one place come size by size there and ratio by
+ratio here, so the columns of predictors are put into our order.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def _blocks(there: str, ours: str) -> list[Rule]:
     return [
         Rule(rf"{there}\.(\d+)\.conv(\d)\.norm\.(.+)", rf"{ours}.\1.bn\2.\3"),
         Rule(rf"{there}\.(\d+)\.conv(\d)\.(weight|bias)", rf"{ours}.\1.conv\2.\3"),
+        Rule(rf"{there}\.(\d+)\.conv2_offset\.(.+)", rf"{ours}.\1.conv2.conv_offset.\2"),
         Rule(rf"{there}\.(\d+)\.shortcut\.norm\.(.+)", rf"{ours}.\1.downsample.1.\2"),
         Rule(rf"{there}\.(\d+)\.shortcut\.weight", rf"{ours}.\1.downsample.0.weight"),
     ]
@@ -107,14 +108,15 @@ def _regions(model: TwoStageDetector) -> list[Rule]:
     """Proposals, box stages and masks of a two-stage detector."""
     order = _order(model.rpn.priors)
     rules = [
-        Rule(r"proposal_generator\.rpn_head\.conv\.(.+)", r"rpn.stem.0.conv.\1"),
+        Rule(r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"rpn.stem.0.conv.\1"),
+        Rule(r"proposal_generator\.rpn_head\.conv\.conv(\d+)\.(weight|bias)", r"rpn.stem.\1.conv.\2"),
         Rule(r"proposal_generator\.rpn_head\.objectness_logits\.(.+)", r"rpn.class_predictor.\1", order),
         Rule(r"proposal_generator\.rpn_head\.anchor_deltas\.(.+)", r"rpn.box_predictor.\1", order),
         *_blocks(r"roi_heads\.res5", "roi.stages.0.trunk.stage"),
         Rule(r"roi_heads\.mask_head\.deconv\.(.+)", r"roi.mask.upsample.\1"),
         Rule(r"roi_heads\.mask_head\.predictor\.(.+)", r"roi.mask.predictor.\1"),
     ]
-    for i in range(8):
+    for i in range(len(getattr(model.roi.mask, "convs", ()))):
         there = rf"roi_heads\.mask_head\.mask_fcn{i + 1}"
         rules += [
             Rule(rf"{there}\.(weight|bias)", rf"roi.mask.convs.{i}.conv.\1"),
@@ -146,7 +148,8 @@ def _regions(model: TwoStageDetector) -> list[Rule]:
 
 def _order(priors: Any) -> partial[Tensor]:
     assert isinstance(priors, Anchors)
-    return partial(_by_ratio, scales=len(priors.scales), ratios=len(priors.ratios))
+    ratios = len(priors.ratios)
+    return partial(_by_ratio, scales=priors.num_per_place() // ratios, ratios=ratios)
 
 
 def _by_ratio(values: Tensor, scales: int, ratios: int) -> Tensor:

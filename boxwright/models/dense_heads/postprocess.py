@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,6 +31,8 @@ class DensePostprocess:
         quality_power: scores are (class * quality) ** this; 0.5 is the geometric mean.
         rank_with_quality: the quality takes part already in threshold and ranking.
         quality_threshold: priors of lower quality are dropped first; None keeps all.
+        clip_last: boxes compete as they are decoded and are clipped to the image when that is done
+            (Detectron2's RetinaNet), not before; boxes beside the image are dropped first all the same.
 
     Raises:
         ConfigError: groups by level, but candidates of the whole image.
@@ -46,6 +48,7 @@ class DensePostprocess:
     quality_power: float = 1.0
     rank_with_quality: bool = False
     quality_threshold: float | None = None
+    clip_last: bool = False
 
     def __post_init__(self) -> None:
         if self.candidates_of == "image" and self.nms_groups == "level":
@@ -69,10 +72,12 @@ class DensePostprocess:
             start += count
         prior, score, label, group, valid = (torch.cat(part, dim=1) for part in zip(*chosen, strict=True))
         codes = gather_slots(predictions.codes, prior)
-        boxes = coder.decode(codes, *gather_priors(priors, prior))
-        boxes = clip(boxes, sizes)
+        decoded = coder.decode(codes, *gather_priors(priors, prior))
+        boxes = clip(decoded, sizes)
         valid = valid & ((boxes[..., 2:] - boxes[..., :2]) > self.min_side).all(-1)
-        return self.nms(boxes, score, group, valid, self.max_detections).detections(label)
+        kept = self.nms(decoded if self.clip_last else boxes, score, group, valid, self.max_detections)
+        found = kept.detections(label)
+        return replace(found, boxes=clip(found.boxes, sizes)) if self.clip_last else found
 
     def _choose(
         self,

@@ -33,6 +33,8 @@ class MaskHead(nn.Module):
         soft_targets: train on the share of each bin that the object covers (torchvision) instead of
             on whether it is at least half (the paper, MMDetection, Detectron2).
         aligned_targets: as `aligned` of `RoIExtractor`, for the targets.
+        class_agnostic: one mask for all classes (the paper's ablation, Sec. 4.1, "Class-Specific vs.
+            Class-Agnostic Masks").
     """
 
     def __init__(
@@ -48,15 +50,17 @@ class MaskHead(nn.Module):
         weight: float = 1.0,
         soft_targets: bool = False,
         aligned_targets: bool = True,
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         self.strides = tuple(spec.stride for spec in in_specs)
         self.extractor, self.weight = extractor, weight
         self.soft_targets, self.aligned_targets = soft_targets, aligned_targets
+        self.class_agnostic = class_agnostic
         widths = [in_specs[0].channels] + [channels] * convs
         self.convs = nn.Sequential(*(ConvNorm(i, o, 3, norm=norm, conv=conv) for i, o in pairwise(widths)))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
-        self.predictor = nn.Conv2d(channels, num_classes, 1)
+        self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
         for module in (self.upsample, self.predictor):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
@@ -82,7 +86,7 @@ class MaskHead(nn.Module):
         """Mask logits `(B, R, S, S)` for labels `(B, R)`, from what `convs` makes of the filled slots."""
         hidden = F.relu(self.upsample(hidden))
         # The 1x1 predictor of one class instead of all: a dot product with that class's weights.
-        label = filled.drop(labels)
+        label = filled.drop(torch.zeros_like(labels) if self.class_agnostic else labels)
         weights = self.predictor.weight[:, :, 0, 0][label].to(hidden.dtype)
         logits = (
             torch.matmul(weights[:, None], hidden.flatten(2)).unflatten(-1, hidden.shape[2:])[:, 0].float()

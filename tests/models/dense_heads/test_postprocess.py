@@ -52,3 +52,16 @@ def test_candidates_are_the_best_pairs(choice, class_loss):
             expected += final[image, level].flatten()[best].tolist()
         there = found.scores[image][found.valid[image]].tolist()
         assert there == pytest.approx(sorted(expected, reverse=True))
+
+
+def test_boxes_compete_before_or_after_they_are_clipped():
+    # Inside the image the two are the same box; as they are decoded they overlap with an IoU of 4 / 9.
+    priors = Priors(torch.tensor([[44.0, 0, 84, 20], [44, 0, 134, 20]]), torch.ones(2), (2,))
+    predictions = DensePredictions(torch.tensor([[[2.0], [1.0]]]), torch.zeros(1, 2, 4), None)
+    arguments = (predictions, priors, torch.tensor([[64, 64]]), DeltaCoder(), FocalLoss())
+    assert DensePostprocess()(*arguments).valid.sum() == 1
+    found = DensePostprocess(clip_last=True)(*arguments)
+    assert found.valid.sum() == 2
+    torch.testing.assert_close(found.boxes[0, :2], torch.tensor([[44.0, 0, 64, 20]] * 2))
+    beside = replace(priors, boxes=priors.boxes + 40)
+    assert not DensePostprocess(clip_last=True)(predictions, beside, *arguments[2:]).valid.any()
