@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def sgd(
     bias_decay: float | None = None,
     bias_lr_factor: float = 1.0,
     backbone_lr_factor: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.SGD:
     """Stochastic gradient descent with momentum.
 
@@ -40,9 +42,11 @@ def sgd(
         bias_decay: weight decay of the biases of other layers; None for `weight_decay`.
         bias_lr_factor: multiplies the learning rate of those biases.
         backbone_lr_factor: multiplies the learning rate of what stands under `model.backbone`.
+        lr_factors: by parts of parameters' names, such as `{"conv_offset": 0.1}`: multiply the learning rate
+            of those whose names contain them, on top of the other factors.
     """
     groups = parameter_groups(
-        model, lr, weight_decay, norm_decay, bias_decay, bias_lr_factor, backbone_lr_factor
+        model, lr, weight_decay, norm_decay, bias_decay, bias_lr_factor, backbone_lr_factor, lr_factors
     )
     return torch.optim.SGD(
         groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_can_fuse(groups)
@@ -59,13 +63,14 @@ def adamw(
     bias_decay: float | None = 0.0,
     bias_lr_factor: float = 1.0,
     backbone_lr_factor: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101, algorithm 2); arguments as in `sgd`.
 
     Normalisation layers and biases are not decayed by default, as is usual with this optimiser.
     """
     groups = parameter_groups(
-        model, lr, weight_decay, norm_decay, bias_decay, bias_lr_factor, backbone_lr_factor
+        model, lr, weight_decay, norm_decay, bias_decay, bias_lr_factor, backbone_lr_factor, lr_factors
     )
     return torch.optim.AdamW(
         groups, lr, (betas[0], betas[1]), eps, weight_decay=weight_decay, fused=_can_fuse(groups)
@@ -80,6 +85,7 @@ def parameter_groups(
     bias_decay: float | None = None,
     bias_lr_factor: float = 1.0,
     backbone_lr_factor: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters by kind (weight, bias, norm) and place (backbone or not), arguments as in `sgd`.
 
@@ -88,15 +94,20 @@ def parameter_groups(
         are left out and counted once.
 
     Raises:
-        ConfigError: the model has no trainable parameter.
+        ConfigError: the model has no trainable parameter, or none that one of `lr_factors` is for.
     """
+    factors = dict(lr_factors or {})
     decay_of = {"weight": weight_decay, "bias": bias_decay, "norm": norm_decay}
     groups: dict[str, dict[str, Any]] = {}
+    unused = set(factors)
     for name, kind, parameter in _trainable(model):
+        own = [part for part in factors if part in name]
+        unused.difference_update(own)
         in_backbone = name.startswith(BACKBONE)
         decay = decay_of[kind]
         scale = (bias_lr_factor if kind == "bias" else 1.0) * (backbone_lr_factor if in_backbone else 1.0)
-        key = f"{BACKBONE if in_backbone else ''}{kind}"
+        scale *= math.prod(factors[part] for part in own)
+        key = " ".join([f"{BACKBONE if in_backbone else ''}{kind}", *own])
         group = groups.setdefault(key, {
             "name": key, "params": [], "lr": lr * scale, "initial_lr": lr * scale,
             "weight_decay": weight_decay if decay is None else decay,
@@ -104,6 +115,8 @@ def parameter_groups(
         group["params"].append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter: all are frozen")
+    if unused:
+        raise ConfigError(f"lr_factors: no trainable parameter has {', '.join(sorted(unused))} in its name")
     return list(groups.values())
 
 
@@ -114,7 +127,12 @@ def scale_lr(lr: float, batch_size: int, base_batch_size: int | None) -> float:
         lr: learning rate that suits `base_batch_size`.
         batch_size: images of one optimiser step, over all ranks and accumulated batches.
         base_batch_size: images of one step in the recipe; None leaves `lr` as it is.
+
+    Raises:
+        ConfigError: `base_batch_size` is no number of images.
     """
+    if base_batch_size is not None and base_batch_size < 1:
+        raise ConfigError(f"base_batch_size={base_batch_size} must be at least 1, or None for no scaling")
     return lr if base_batch_size is None else lr * batch_size / base_batch_size
 
 

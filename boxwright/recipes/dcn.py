@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from fiddle import Config, Partial
 
-from ..models.layers import ModulatedDeformConv2d, OffsetDeformConv2d
+from ..models.layers import ModulatedDeformConv2d, OffsetDeformConv2d, deform_3x3
 from . import common
 from .experiment import Experiment
 from .faster_rcnn import faster_rcnn_r50_fpn_1x, faster_rcnn_r101_fpn_1x, mobilenet_model
@@ -69,10 +69,12 @@ def mask_rcnn_r50_fpn_mdconv_c3_c5_1x() -> Config[Experiment]:
 
 
 def faster_rcnn_mdconv_mnv2_320() -> Config[Experiment]:
-    """Faster R-CNN with MobileNetV2 at 320 pixels, its pyramid of deformable convolutions v2.
+    """Faster R-CNN with MobileNetV2 at 320 pixels, the 3x3 convolutions of its pyramid deformable (v2).
 
     MobileNetV2's own 3x3 convolutions are depthwise, so the pyramid's are deformed instead.
     """
     model = mobilenet_model()
-    model.neck.conv = ModulatedDeformConv2d
-    return common.small_320(model, lr=0.02)
+    model.neck.conv = deform_3x3
+    recipe = common.small_320(model, lr=0.02)
+    recipe.optimizer.lr_factors = {"conv_offset": 0.1}  # arXiv:1811.11168, Sec. 3.2
+    return recipe

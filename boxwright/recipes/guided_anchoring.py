@@ -25,7 +25,7 @@ from ..models.detectors import OneStageDetector, TwoStageDetector
 from ..models.losses import BinaryCrossEntropy, FocalLoss, SmoothL1
 from ..models.priors import Anchors
 from ..models.samplers import RandomSampler
-from . import common, rpn
+from . import common, faster_rcnn, rpn
 from .experiment import Experiment
 
 
@@ -72,7 +72,7 @@ def retina_head() -> Partial[GuidedAnchorHead]:
 
 def rpn_head(before_nms: int, after_nms: int) -> Partial[GuidedAnchorHead]:
     """A proposal network on guided anchors: one convolution, which all branches share."""
-    postprocess = common.proposals(before_nms, after_nms)
+    postprocess = rpn.proposals(before_nms, after_nms)
     fdl.update_callable(postprocess, GuidedPostprocess)
     return Partial(
         GuidedAnchorHead,
@@ -122,7 +122,7 @@ def ga_rpn_r50_fpn_1x() -> Config[Experiment]:
 
 def ga_faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
     """GA-Faster R-CNN, ResNet-50 and FPN: fewer and better proposals (Sec. 3.5), 12 epochs on COCO."""
-    box = common.box_head(positive_iou=0.6, samples=256)
+    box = faster_rcnn.box_head(positive_iou=0.6, samples=256)
     box.coder.stds = (0.05, 0.05, 0.1, 0.1)
     box.postprocess.score_threshold = 1e-3
     model = Config(
@@ -130,15 +130,17 @@ def ga_faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
         backbone=common.resnet(50),
         neck=common.fpn(),
         rpn=rpn_head(1000, 300),
-        roi=common.roi_heads(box),
-        train_proposals=common.proposals(2000, 300),
+        roi=faster_rcnn.roi_heads(box),
+        train_proposals=rpn.proposals(2000, 300),
     )
     return _schedule(model, lr=0.02)
 
 
 def ga_retinanet_mnv2_320() -> Config[Experiment]:
-    """GA-RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores."""
-    return common.dense_320(retina_head(), lr=0.02)
+    """GA-RetinaNet with MobileNetV2 at 320 pixels, for two CPU cores; squares from 16 pixels on."""
+    head = retina_head()
+    head.priors = square(2.0)
+    return common.dense_320(head, lr=0.02)
 
 
 def _schedule(model: Config, lr: float) -> Config[Experiment]:

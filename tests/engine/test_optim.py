@@ -37,6 +37,19 @@ def test_groups_by_kind_and_place():
     assert groups["backbone.norm"]["lr"] == groups["backbone.norm"]["initial_lr"] == pytest.approx(0.01)
 
 
+def test_factors_by_name_multiply_the_others():
+    factors = {"head.0": 0.1, "scale": 3.0}
+    groups = parameter_groups(Model(), 0.1, 1e-4, bias_lr_factor=2.0, lr_factors=factors)
+    lr = {g["name"]: g["lr"] for g in groups}
+    assert lr["weight head.0"] == pytest.approx(0.01)
+    assert lr["bias head.0"] == pytest.approx(0.02)
+    assert lr["weight scale"] == pytest.approx(0.3)
+    assert lr["norm"] == lr["backbone.weight"] == pytest.approx(0.1)
+    assert sum(len(g["params"]) for g in groups) == len(list(Model().parameters()))
+    with pytest.raises(ConfigError, match="conv_offset"):
+        sgd(Model(), 0.1, lr_factors={"conv_offset": 0.1})
+
+
 def test_shared_parameters_are_counted_once():
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     model[1].weight = model[0].weight

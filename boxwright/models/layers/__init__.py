@@ -1,10 +1,10 @@
 """What networks are put together from: convolution with norm, norms, initialisers, freezing."""
 
 from .context_block import ContextBlock
-from .conv import Activation, ConvFactory, ConvNorm, conv_tower, leaky_relu, relu
+from .conv import Activation, ConvFactory, ConvNorm, biased, conv_tower, leaky_relu, relu
 from .conv_ws import ConvWS2d
 from .cross_norm import CrossBatchNorm2d, join_norms
-from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d
+from .deform_conv import DeformConv2d, ModulatedDeformConv2d, OffsetDeformConv2d, deform_3x3
 from .depthwise import StridedDepthwiseConv2d, use_fast_depthwise
 from .fold import (
     CONVOLUTIONS,
@@ -44,9 +44,11 @@ __all__ = [
     "Scale",
     "StridedDepthwiseConv2d",
     "bias_for_prior",
+    "biased",
     "conv_norm",
     "conv_norm_act",
     "conv_tower",
+    "deform_3x3",
     "folded",
     "folds",
     "freeze",

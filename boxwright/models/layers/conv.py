@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,19 @@ Activation = Callable[[], nn.Module]
 
 ConvFactory = Callable[..., nn.Module]
 """Makes a convolution; called as `nn.Conv2d` is."""
+
+
+def biased(*arguments: Any, conv: ConvFactory = nn.Conv2d, **more: Any) -> nn.Module:
+    """A convolution with a bias even where a norm follows it, to be passed as `conv=biased`.
+
+    Behind it a batch norm takes the bias out again, a group norm does not.
+
+    Args:
+        arguments: as of `nn.Conv2d`.
+        conv: makes it.
+        more: as of `nn.Conv2d`; a `bias` among them is not read.
+    """
+    return conv(*arguments, **{**more, "bias": True})
 
 
 def relu() -> nn.ReLU:

@@ -11,7 +11,7 @@ The last two are called and built as `nn.Conv2d` is, so they go wherever a `Conv
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,12 @@ class ModulatedDeformConv2d(OffsetDeformConv2d):
         """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
         offset, logits = self.conv_offset(x).split((2 * self.taps, self.taps), dim=1)
         return DeformConv2d.forward(self, x, offset, logits.sigmoid())
+
+
+def deform_3x3(in_channels: int, out_channels: int, kernel_size: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """A deformable convolution v2 in place of a 3x3 convolution, an ordinary one in place of any other."""
+    layer = ModulatedDeformConv2d if kernel_size == 3 else nn.Conv2d
+    return layer(in_channels, out_channels, kernel_size, *args, **kwargs)
 
 
 def _zero_conv(conv: DeformConv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
