@@ -2,7 +2,7 @@
 
 "C4" (Ren et al., arXiv:1506.01497, on ResNet: He et al., arXiv:1512.03385, App. A): everything is predicted
 from the third stage, and the fourth is run on each region (`models/roi_heads/c4.py`). "DC5" (dilated C5, Dai
-et al., arXiv:1605.06409, Sec. 3): the fourth stage is run over the image at stride 16, its 3x3 convolutions
+et al., arXiv:1605.06409, Sec. 2): the fourth stage is run over the image at stride 16, its 3x3 convolutions
 dilated.
 """
 
@@ -21,6 +21,8 @@ from ..models.necks import NoNeck
 from ..models.roi_heads import MaskHead, StageTrunk
 from . import common
 from .experiment import Experiment
+from .faster_rcnn import box_head, roi_heads
+from .rpn import proposals, rpn_head
 
 CAFFE = {"style": "caffe", "norm": FrozenBatchNorm2d}
 CAFFE_WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/resnet50_msra-5891d200.pth"
@@ -37,15 +39,15 @@ def trunk(depth: int = 50, **arguments: Any) -> Partial[StageTrunk]:
 
 def one_level(backbone: Config[Any], channels: int, **box: Any) -> Config[TwoStageDetector]:
     """Anchors of several scales on one level of stride 16, and regions pooled from it."""
-    rpn = common.rpn_head(scales=(2.0, 4.0, 8.0, 16.0, 32.0), channels=channels)
-    rpn.postprocess = common.proposals(6000, 1000)
+    rpn = rpn_head(scales=(2.0, 4.0, 8.0, 16.0, 32.0), channels=channels)
+    rpn.postprocess = proposals(6000, 1000)
     return Config(
         TwoStageDetector,
         backbone=backbone,
         neck=Partial(NoNeck),
         rpn=rpn,
-        roi=common.roi_heads(common.box_head(levels=1, **box)),
-        train_proposals=common.proposals(12000, 2000),
+        roi=roi_heads(box_head(levels=1, **box)),
+        train_proposals=proposals(12000, 2000),
     )
 
 
@@ -114,5 +116,5 @@ def faster_rcnn_c4_mnv2_320() -> Config[Experiment]:
     box, rpn = model.roi.stages[0], model.rpn
     box.extractor.size, box.criterion.sampler.number = 8, 128
     rpn.priors.scales = (1.0, 2.0, 4.0, 8.0)
-    rpn.postprocess, model.train_proposals = common.proposals(1000, 200), common.proposals(1000, 300)
+    rpn.postprocess, model.train_proposals = proposals(1000, 200), proposals(1000, 300)
     return common.small_320(model, lr=0.02)

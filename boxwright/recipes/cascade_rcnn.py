@@ -11,7 +11,7 @@ from typing import Any
 from fiddle import Config, Partial
 
 from ..models.roi_heads import BoxHead, MeanLogits, TwoFC
-from . import common, faster_rcnn, mask_rcnn
+from . import common, faster_rcnn, mask_rcnn, rpn
 from .experiment import Experiment
 
 STAGES = (
@@ -24,10 +24,10 @@ LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 def box_stages(trunk: Any = None, **arguments: Any) -> list[Partial[BoxHead]]:
-    """The box heads, all classes sharing one box code (Sec. 5.1); arguments as of `common.box_head`."""
+    """The box heads, all classes sharing one box code (Sec. 5.1); arguments as of `faster_rcnn.box_head`."""
     stages = []
     for iou, stds in STAGES:
-        head = common.box_head(positive_iou=iou, trunk=trunk, **arguments)
+        head = faster_rcnn.box_head(positive_iou=iou, trunk=trunk, **arguments)
         head.class_agnostic, head.coder.stds = True, stds
         head.criterion.code_loss.beta = 1.0
         stages.append(head)
@@ -37,7 +37,7 @@ def box_stages(trunk: Any = None, **arguments: Any) -> list[Partial[BoxHead]]:
 def cascaded(recipe: Config[Experiment], stages: list[Partial[BoxHead]]) -> Config[Experiment]:
     """Exchange a Faster R-CNN's box head for these stages, weighted as MMDetection does."""
     model = recipe.model
-    model.roi = common.roi_heads(*stages)
+    model.roi = faster_rcnn.roi_heads(*stages)
     model.roi.loss_weights, model.roi.average = LOSS_WEIGHTS, Config(MeanLogits)
     return recipe
 
@@ -58,7 +58,7 @@ def cascade_rcnn_r50_fpn_1x() -> Config[Experiment]:
     # MMDetection's settings of the proposal network.
     recipe.model.rpn.criterion.code_loss.beta = 1 / 9
     recipe.model.rpn.criterion.area.allowed_border = 0.0
-    recipe.model.train_proposals = common.proposals(2000, 2000)
+    recipe.model.train_proposals = rpn.proposals(2000, 2000)
     return recipe
 
 

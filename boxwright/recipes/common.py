@@ -8,24 +8,16 @@ from typing import Any
 import fiddle as fdl
 from fiddle import Config, Partial
 
-from ..config import Norm, NumClasses, Pretrained
+from ..config import Norm, Pretrained
 from ..data import folder
 from ..data.canvas import Canvas
 from ..data.transforms import HorizontalFlip, PhotometricDistortion, RandomCrop, Resize
 from ..engine.optim import sgd
 from ..engine.schedule import CosineSchedule, StepSchedule
-from ..models.assigners import MaxIoUAssigner
 from ..models.backbones.resnet import ResNet
 from ..models.backbones.timm import TimmBackbone
-from ..models.coders import DeltaCoder
-from ..models.dense_heads import DenseCriterion, DenseHead, DensePostprocess, Samples
 from ..models.detectors import OneStageDetector
-from ..models.losses import BinaryCrossEntropy, CrossEntropy, SmoothL1
 from ..models.necks.fpn import FPN
-from ..models.priors import Anchors, TrainableArea
-from ..models.roi_heads import BoxHead, RoICriterion, RoIExtractor, RoIHeads, RoIPostprocess
-from ..models.samplers import RandomSampler
-from ..models.suppression import GreedyNMS
 from .experiment import Experiment
 
 COCO_CLASSES = 80
@@ -59,80 +51,6 @@ def mobilenet_v2(first_stride: int = 8) -> Config[TimmBackbone]:
     """
     config = Config(TimmBackbone, "mobilenetv2_100", min_stride=first_stride, weights="timm", norm_eval=True)
     return with_tag(config, "weights", Pretrained)
-
-
-def rpn_head(
-    *, scales: tuple[float, ...] = (8.0,), channels: int = 256, after_nms: int = 1000, positives: int = 256
-) -> fdl.Partial[DenseHead]:
-    """Region proposal network (Faster R-CNN, arXiv:1506.01497, Sec. 3.1; with FPN, arXiv:1612.03144)."""
-    return Partial(
-        DenseHead,
-        num_classes=1,
-        priors=Config(Anchors, scales=scales),
-        coder=Config(DeltaCoder),
-        criterion=Config(
-            DenseCriterion,
-            assigner=Config(
-                MaxIoUAssigner,
-                positive_iou=0.7,
-                negative_iou=0.3,
-                min_positive_iou=0.3,
-                match_low_quality=True,
-            ),
-            sampler=Config(RandomSampler, number=positives, positive_share=0.5),
-            class_loss=Config(BinaryCrossEntropy),
-            code_loss=Config(SmoothL1, beta=0.0),
-            divisor=Config(Samples),
-            area=Config(TrainableArea),
-            class_agnostic=True,
-        ),
-        postprocess=proposals(1000, after_nms),
-        channels=channels,
-        stem_convs=1,
-        tower_convs=0,
-        predictor_kernel=1,
-        class_prior=None,
-    )
-
-
-def proposals(before_nms: int, after_nms: int) -> Config[DensePostprocess]:
-    """The best boxes of each level, freed of duplicates at IoU 0.7 within the level."""
-    return Config(
-        DensePostprocess,
-        score_threshold=None,
-        candidates=before_nms,
-        nms=Config(GreedyNMS, iou=0.7),
-        nms_groups="level",
-        max_detections=after_nms,
-    )
-
-
-def box_head(
-    *, positive_iou: float = 0.5, samples: int = 512, trunk: Any = None, levels: int = 4
-) -> fdl.Partial[BoxHead]:
-    """Fast R-CNN's head (arXiv:1504.08083) with the two layers of FPN (arXiv:1612.03144, Sec. 4.2)."""
-    head = Partial(
-        BoxHead,
-        num_classes=COCO_CLASSES,
-        coder=Config(DeltaCoder, stds=(0.1, 0.1, 0.2, 0.2)),
-        criterion=Config(
-            RoICriterion,
-            assigner=Config(MaxIoUAssigner, positive_iou=positive_iou, negative_iou=positive_iou),
-            sampler=Config(RandomSampler, number=samples, positive_share=0.25),
-            class_loss=Config(CrossEntropy),
-            code_loss=Config(SmoothL1, beta=0.0),
-        ),
-        postprocess=Config(RoIPostprocess),
-        extractor=Config(RoIExtractor, levels=levels),
-    )
-    if trunk is not None:
-        head.trunk = trunk
-    return with_tag(head, "num_classes", NumClasses)
-
-
-def roi_heads(*stages: fdl.Partial[Any], mask: Any = None) -> fdl.Partial[RoIHeads]:
-    """Box stages and, if wanted, a mask head."""
-    return Partial(RoIHeads, stages=list(stages), mask=mask)
 
 
 def fpn(

@@ -22,7 +22,8 @@ from ..models.samplers import HardestSampler
 from ..models.suppression import GreedyNMS
 from . import common
 from .experiment import Experiment
-from .faster_rcnn import mobilenet_model
+from .faster_rcnn import mobilenet_model, roi_heads
+from .rpn import proposals, rpn_head
 
 
 def head() -> Partial[RFCNHead]:
@@ -48,10 +49,10 @@ def head() -> Partial[RFCNHead]:
 
 def rpn() -> Partial[DenseHead]:
     """Proposals from one level, trained on anchors inside the image, with a smooth L1 loss."""
-    config = common.rpn_head(scales=(4.0, 8.0, 16.0, 32.0), channels=512)
+    config = rpn_head(scales=(4.0, 8.0, 16.0, 32.0), channels=512)
     config.criterion.code_loss.beta = 1 / 9
     config.criterion.area.allowed_border = 0.0
-    config.postprocess = common.proposals(6000, 300)
+    config.postprocess = proposals(6000, 300)
     return config
 
 
@@ -62,7 +63,7 @@ def rfcn_r101_1x() -> Config[Experiment]:
         backbone=common.resnet(101, out_stages=(3, 4), strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
         neck=Partial(NoNeck),
         rpn=rpn(),
-        roi=common.roi_heads(head()),
+        roi=roi_heads(head()),
         rpn_levels=(0,),
     )
     recipe = common.schedule_1x(model, lr=0.002)  # the paper's 0.001 for 8 images, here for 16
@@ -89,6 +90,6 @@ def rfcn_mnv2_320() -> Config[Experiment]:
     box.criterion.code_loss.beta = 0.0
     box.postprocess.nms.iou = 0.5
     model = mobilenet_model()
-    model.roi = common.roi_heads(box)
+    model.roi = roi_heads(box)
     model.rpn.priors.scales = (2.0, 4.0)  # objects of 16 pixels find an anchor, too
     return common.small_320(model, lr=0.02)
