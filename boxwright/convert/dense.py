@@ -19,7 +19,7 @@ from ..models.losses import BinaryCrossEntropy, GridCodeLoss, SmoothL1
 from ..models.priors import Anchors, SizedAnchors, SSDAnchors, TrainableArea
 from ..models.samplers import HardNegativeSampler
 from ..recipes import atss as atss_recipe
-from ..recipes import common, fcos, gfl, guided_anchoring, retinanet, ssd, yolov3
+from ..recipes import fcos, gfl, guided_anchoring, retinanet, rpn, ssd, yolov3
 from . import parts
 from .settings import Settings
 
@@ -125,7 +125,7 @@ def proposals(settings: Settings, context: Context) -> Partial:
         settings.ignore("in_channels", "num_classes")
         if settings.kind != "RPNHead":
             raise settings.unknown("a proposal head", {"RPNHead": 0, "GARPNHead": 0})
-        config = common.rpn_head()
+        config = rpn.rpn_head()
         config.channels, config.stem_convs = settings("feat_channels", 256), settings("num_convs", 1)
         config.priors = parts.anchors(settings.part("anchor_generator"))
         config.coder = parts.delta_coder(settings.part("bbox_coder"))

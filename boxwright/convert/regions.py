@@ -23,7 +23,7 @@ from ..models.roi_heads import (
     StageTrunk,
     TwoFC,
 )
-from ..recipes import common
+from ..recipes import common, faster_rcnn
 from . import parts
 from .backbones import resnet_arguments
 from .settings import Settings
@@ -133,7 +133,7 @@ def stage(
     with settings, train:
         train.ignore("pos_weight", "debug", "mask_size", "mask_thr_binary")
         settings.ignore("in_channels", "roi_feat_size", "with_avg_pool", "roi_feat_area")
-        config = common.box_head()
+        config = faster_rcnn.box_head()
         config.extractor = extractor
         config.num_classes = settings("num_classes")
         config.class_agnostic = settings("reg_class_agnostic", False)
