@@ -106,10 +106,17 @@ def diou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
     return _overlap(boxes1, boxes2, eps).iou - _centre_distance(boxes1, boxes2, eps)
 
 
-def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
-    """Complete IoU, arXiv:1911.08287 eq. 8 to 11; arguments as for `iou`.
+def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS, aspect_from: float = 0.0) -> Tensor:
+    """Complete IoU, arXiv:1911.08287 eq. 8 to 11; arguments as for `iou`, and one more.
 
     The weight alpha of the aspect ratio's term (eq. 11) is constant for the gradient, as in the paper's code.
+
+    Args:
+        boxes1: `(..., 4)`.
+        boxes2: `(..., 4)`, broadcast against `boxes1`.
+        eps: lower bound of every divisor.
+        aspect_from: the aspect ratio counts from this IoU on; the later paper (arXiv:2005.03572, Sec. 3.2)
+            has 0.5.
     """
     boxes1, boxes2 = as_float(boxes1), as_float(boxes2)
     overlap = _overlap(boxes1, boxes2, eps).iou
@@ -117,7 +124,7 @@ def ciou(boxes1: Tensor, boxes2: Tensor, eps: float = EPS) -> Tensor:
     angle = torch.atan(width1 / height1.clamp(min=eps)) - torch.atan(width2 / height2.clamp(min=eps))
     v = (4 / math.pi**2) * angle**2
     fixed_v = v.detach()
-    alpha = fixed_v / (1 - overlap.detach() + fixed_v).clamp(min=eps)
+    alpha = fixed_v / (1 - overlap.detach() + fixed_v).clamp(min=eps) * (overlap >= aspect_from)
     return overlap - _centre_distance(boxes1, boxes2, eps) - alpha * v
 
 

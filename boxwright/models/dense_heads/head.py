@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
 from ..layers import bias_for_prior
-from ..layers.conv import ConvNorm
+from ..layers.conv import ConvFactory, ConvNorm
 from ..layers.scale import Scale
 from ..protocols import Coder, PriorGenerator
 from .criterion import DenseCriterion
@@ -86,6 +86,8 @@ class DenseHead(PriorHead):
         tower_convs: convolutions of the class tower and of the box tower.
         predictor_kernel: side of the predictors' kernels; an RPN has 1.
         norm: norm of each convolution, called with its channels; None for none.
+        conv: makes the convolutions of stem and towers, called as `nn.Conv2d`.
+        last_conv: makes the last one of each tower instead, such as a deformable one.
         quality_branch: which tower the quality logit hangs on, if the criterion wants one.
         scale_levels: each level has a learnt factor of its box codes (FCOS, Sec. 3.2).
         class_prior: scores of an untrained head (focal loss, Sec. 4.1); None for a bias of 0.
@@ -106,6 +108,8 @@ class DenseHead(PriorHead):
         tower_convs: int = 4,
         predictor_kernel: int = 3,
         norm: Callable[[int], nn.Module] | None = None,
+        conv: ConvFactory = nn.Conv2d,
+        last_conv: ConvFactory | None = None,
         quality_branch: Literal["class", "box"] | None = None,
         scale_levels: bool = False,
         class_prior: float | None = 0.01,
@@ -121,14 +125,15 @@ class DenseHead(PriorHead):
         self.num_classes = num_classes
         self.columns = criterion.class_loss.columns(num_classes)
 
-        def convs(count: int, first: int) -> nn.Sequential:
-            widths = [first] + [channels] * count
-            return nn.Sequential(*(ConvNorm(i, o, 3, norm=norm) for i, o in pairwise(widths)))
+        def convs(count: int, first: int, last: ConvFactory = conv) -> nn.Sequential:
+            widths, makers = [first] + [channels] * count, [conv] * (count - 1) + [last]
+            steps = zip(pairwise(widths), makers, strict=False)
+            return nn.Sequential(*(ConvNorm(i, o, 3, norm=norm, conv=make) for (i, o), make in steps))
 
         per_place = priors.num_per_place()
         self.stem = convs(stem_convs, in_specs[0].channels)
         width = channels if stem_convs else in_specs[0].channels
-        self.class_tower, self.box_tower = convs(tower_convs, width), convs(tower_convs, width)
+        self.class_tower, self.box_tower = (convs(tower_convs, width, last_conv or conv) for _ in range(2))
         width = channels if tower_convs else width
         kernel, padding = predictor_kernel, predictor_kernel // 2
         self.class_predictor = nn.Conv2d(width, per_place * self.columns, kernel, padding=padding)
@@ -138,8 +143,8 @@ class DenseHead(PriorHead):
             nn.Conv2d(width, per_place, kernel, padding=padding) if quality_branch else None
         )
         self.scales = nn.ModuleList(Scale() for _ in self.strides) if scale_levels else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.endswith("conv_offset"):  # which starts from 0
                 nn.init.normal_(module.weight, std=init_std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -67,7 +67,7 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
     """Group norm (arXiv:1803.08494), to be passed as `norm=group_norm`.
 
     Raises:
@@ -78,7 +78,7 @@ def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
             f"group norm over {channels} channels cannot have {groups} groups: "
             f"choose a divisor, such as functools.partial(group_norm, groups={_divisor(channels, groups)})"
         )
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 def _divisor(channels: int, at_most: int) -> int:

@@ -1,6 +1,6 @@
 """Losses: functions of prediction and target that give one value per element, never a mean."""
 
-from .box import BoundedIoULoss, GIoULoss, IoULoss
+from .box import BoundedIoULoss, CIoULoss, DIoULoss, GIoULoss, IoULoss
 from .classification import BinaryCrossEntropy, CrossEntropy, FocalLoss
 from .dynamic import DynamicSmoothL1
 from .gfl import DistributionFocalLoss, QualityFocalLoss
@@ -10,7 +10,9 @@ __all__ = [
     "BalancedL1",
     "BinaryCrossEntropy",
     "BoundedIoULoss",
+    "CIoULoss",
     "CrossEntropy",
+    "DIoULoss",
     "DistributionFocalLoss",
     "DynamicSmoothL1",
     "FocalLoss",

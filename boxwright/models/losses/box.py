@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...ops.boxes import giou, iou, to_cxcywh
+from ...ops.boxes import ciou, diou, giou, iou, to_cxcywh
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class IoULoss:
     """`-log(IoU)` (UnitBox, arXiv:1608.01471, Sec. 3), `1 - IoU` or `1 - IoU^2`.
 
     Args:
+        weight: of the loss.
         mode: "log", "linear" or "square".
         eps: the IoU is held above this, so that the logarithm is finite.
     """
@@ -33,7 +34,12 @@ class IoULoss:
 
 @dataclass(frozen=True)
 class GIoULoss:
-    """`1 - GIoU` (arXiv:1902.09630, Alg. 1)."""
+    """`1 - GIoU` (arXiv:1902.09630, Alg. 1).
+
+    Args:
+        weight: of the loss.
+        eps: lower bound of the divisors.
+    """
 
     weight: float = 1.0
     eps: float = 1e-7
@@ -44,11 +50,50 @@ class GIoULoss:
 
 
 @dataclass(frozen=True)
+class DIoULoss:
+    """`1 - DIoU`: the distance of the centres counts, too (arXiv:1911.08287, Eq. 7).
+
+    Args:
+        weight: of the loss.
+        eps: lower bound of the divisors.
+    """
+
+    weight: float = 1.0
+    eps: float = 1e-7
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
+        return (1 - diou(boxes, targets, eps=self.eps)) * self.weight
+
+
+@dataclass(frozen=True)
+class CIoULoss:
+    """`1 - CIoU`: the aspect ratio as well (arXiv:1911.08287, Eq. 8-11).
+
+    Args:
+        weight: of the loss.
+        eps: lower bound of the divisors.
+        aspect_from: boxes of a lower IoU are not trained for their aspect ratio (arXiv:2005.03572, Sec. 3.2);
+            with 0 all are, as in the first paper.
+    """
+
+    weight: float = 1.0
+    eps: float = 1e-7
+    aspect_from: float = 0.5
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
+        return (1 - ciou(boxes, targets, eps=self.eps, aspect_from=self.aspect_from)) * self.weight
+
+
+@dataclass(frozen=True)
 class BoundedIoULoss:
     """Smooth L1 of upper bounds of the IoU in each coordinate (arXiv:1711.00164, Eq. 6-10).
 
     Args:
+        weight: of the loss.
         beta: where the smooth L1 turns linear.
+        eps: added to the divisors.
     """
 
     weight: float = 1.0

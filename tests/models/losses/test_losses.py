@@ -5,13 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
 
 from boxwright.models.losses import (
     BalancedL1,
     BinaryCrossEntropy,
     BoundedIoULoss,
+    CIoULoss,
     CrossEntropy,
+    DIoULoss,
     FocalLoss,
     GIoULoss,
     IoULoss,
@@ -108,3 +115,15 @@ def test_bounded_iou_by_hand():
     # Shift of 1 in x against a width of 2: 1 - (2-2)/(2+2) = 1, linear part 1 - 0.1; the rest nearly 0.
     assert BoundedIoULoss()(a, b).item() == pytest.approx(0.9, abs=1e-3)
     assert BoundedIoULoss()(b, b).item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_aspect_ratio_counts_from_half_an_overlap_on():
+    target = torch.tensor([[0.0, 0, 10, 10]]).expand(3, 4)
+    boxes = torch.tensor([[1.0, 0, 10, 8], [6, 0, 16, 4], [20, 20, 24, 40]])  # IoU 0.72, 0.12 and 0
+    distance, complete = DIoULoss(eps=1e-6)(boxes, target), CIoULoss(eps=1e-6)(boxes, target)
+    torch.testing.assert_close(distance, distance_box_iou_loss(boxes, target), atol=1e-5, rtol=1e-5)
+    whole = complete_box_iou_loss(boxes, target)
+    torch.testing.assert_close(complete[:1], whole[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(complete[1:], distance[1:])
+    torch.testing.assert_close(CIoULoss(aspect_from=0.0)(boxes, target), whole, atol=1e-5, rtol=1e-5)
+    assert (CIoULoss(weight=3.0)(boxes, target) > 2.9 * complete).all()
