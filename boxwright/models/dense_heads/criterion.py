@@ -16,6 +16,7 @@ from ...structures import Assignment, DensePredictions, Priors, Targets
 from ..protocols import Assigner, BoxWeight, ClassLoss, Coder, ElementLoss, Quality, Sampler
 from ..samplers import AllSampler
 from ..targets import Filled, Sample, boxes_and_labels, gather_slots
+from .sampled import of_sample, without_gradient
 
 ALL = AllSampler()
 Divisor = Callable[[Sample], Tensor]
@@ -163,17 +164,18 @@ class DenseCriterion:
             targets = replace(targets, labels=torch.zeros_like(targets.labels))
         if self.area is not None:
             priors = self.area(priors, sizes)
-        detached = DensePredictions(*(None if t is None else t.detach() for t in vars(predictions).values()))  # pyright: ignore
+        detached = without_gradient(predictions)
         assignment = self.assigner(priors, targets, detached)
         losses_of_all = partial(self._losses, detached.class_logits, assignment, targets)
         sample = self.sampler(assignment, losses_of_all, priors)
+        outputs = of_sample(predictions, sample)
         gt_boxes, labels = boxes_and_labels(sample, targets)
         filled = Filled.of(sample.positive)
         shape = (*predictions.codes.shape[:2], 4)
         prior = filled.drop(sample.take(priors.boxes.expand(shape)))
         stride = filled.drop(sample.take(priors.strides.expand(shape[:2])))
         gt = filled.drop(gt_boxes)
-        codes = filled.drop(sample.take(predictions.codes))
+        codes = filled.drop(outputs.codes)
         boxes = coder.decode(codes, prior, stride)
         divisor = self.divisor(sample)
 
@@ -185,15 +187,15 @@ class DenseCriterion:
             score = filled.restore(self.class_target(boxes.detach(), gt)) * score
         elif sample.score is not None:
             score = sample.score * score
-        class_losses = self.class_loss(sample.take(predictions.class_logits), labels, score)
+        class_losses = self.class_loss(outputs.class_logits, labels, score)
         counts = sample.valid if self.class_negatives else sample.positive
         losses = {"loss/class": total(class_losses, counts, divisor)}
         quality = None
         if self.quality is not None:
-            assert predictions.quality_logits is not None, "the head has no quality branch"
+            assert outputs.quality_logits is not None, "the head has no quality branch"
             quality = self.quality.target(gt, prior)
             counts = sample.valid if self.quality.negatives else sample.positive
-            quality_losses = self.quality(sample.take(predictions.quality_logits), filled.restore(quality))
+            quality_losses = self.quality(outputs.quality_logits, filled.restore(quality))
             losses["loss/quality"] = total(quality_losses, counts, divisor)
         weight, box_divisor = gt.new_ones(()), divisor
         if self.box_weight is not None:

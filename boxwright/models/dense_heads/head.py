@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -15,8 +16,10 @@ from ..layers import bias_for_prior
 from ..layers.conv import ConvFactory, ConvNorm
 from ..layers.scale import Scale
 from ..protocols import Coder, PriorGenerator
+from ..targets import Sample
 from .criterion import DenseCriterion
 from .postprocess import DensePostprocess
+from .sampled import RepeatablePredictions, is_shallow, predict_at, trains_few
 
 
 class PriorHead(nn.Module):
@@ -72,7 +75,8 @@ class DenseHead(PriorHead):
     """Class logits, box codes and, if wanted, a quality logit for each prior.
 
     RetinaNet (arXiv:1708.02002, Sec. 4) and FCOS have two towers of four convolutions; an RPN has one
-    convolution that classes and boxes share, and no towers.
+    convolution that classes and boxes share, and no towers. Where such a head is trained on a few sampled
+    priors, only their places are kept and visited for the gradient (`sampled.py`).
 
     Args:
         in_specs: feature levels, all of the same number of channels.
@@ -153,6 +157,29 @@ class DenseHead(PriorHead):
 
     def forward(self, features: Sequence[Tensor]) -> DensePredictions:
         """Raw outputs for features of `(B, channels, H, W)`, levels one behind the other."""
+        places = sum(feature.shape[2] * feature.shape[3] for feature in features)
+        few = self.is_shallow and trains_few(self.criterion.sampler, places)
+        if not few or not torch.is_grad_enabled():
+            return self.everywhere(features)
+        with torch.no_grad():
+            found = self.everywhere(features)
+        return RepeatablePredictions(found.class_logits, found.codes, again=partial(self.at_sample, features))
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether single places can be looked at again."""
+        alone = len(self.class_tower) == 0 and self.scales is None and self.quality_predictor is None
+        return alone and is_shallow(self.stem, (self.class_predictor, self.box_predictor))
+
+    def at_sample(self, features: Sequence[Tensor], sample: Sample) -> DensePredictions:
+        """Raw outputs `(B, S, ...)` of a sample's priors alone, for the same features."""
+        predictors = self.class_predictor, self.box_predictor
+        return DensePredictions(
+            *predict_at(features, self.stem[0], predictors, self.priors.num_per_place(), sample)  # pyright: ignore
+        )
+
+    def everywhere(self, features: Sequence[Tensor]) -> DensePredictions:
+        """Raw outputs of all priors."""
         classes, codes, qualities = [], [], []
         for level, feature in enumerate(features):
             shared = self.stem(feature)
