@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxwright.ops.boxes import as_float
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -63,38 +61,70 @@ class Bags:
 
 def forward(features: Sequence[Tensor], boxes: Tensor, level: Tensor, layout: Layout) -> Tensor:
     """`(B, R, C, S, S)` with the channels innermost in memory."""
+    dtype = _computed_in(features[0])
+    step = 1 if dtype != features[0].dtype else max(1, len(boxes))  # copies in float32 are of one image
+    parts = zip(boxes.split(step), level.split(step), *(f.split(step) for f in features), strict=True)
+    pooled = [_pool(maps, box.to(dtype), at, layout) for box, at, *maps in parts]
+    output = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
+    return output.permute(0, 1, 4, 2, 3)
+
+
+def backward(grad: Tensor, boxes: Tensor, level: Tensor, layout: Layout) -> list[Tensor]:
+    """Gradient of each level's features, `(B, C, H_l, W_l)` with the channels innermost in memory."""
+    dtype = _computed_in(grad)
+    # All activations are held now: the regions' rows and their order are of one image at a time.
+    parts = zip(grad.split(1), boxes.split(1), level.split(1), strict=True)
+    grads = [_spread(part, box.to(dtype), at, layout) for part, box, at in parts]
+    levels = []
+    for _ in layout.strides:
+        images = [of_image.pop(0) for of_image in grads]  # which are given free level by level
+        levels.append((images[0] if len(images) == 1 else torch.cat(images)).permute(0, 3, 1, 2))
+    return levels
+
+
+def _computed_in(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _pool(features: Sequence[Tensor], boxes: Tensor, level: Tensor, layout: Layout) -> Tensor:
+    """`(B, R, S, S, C)` in the features' dtype, computed in that of the boxes."""
     channels, size = features[0].shape[1], layout.size
-    bags = _bags(boxes.to(as_float(features[0]).dtype), level, layout)
-    cells = torch.cat([as_float(f).permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
+    bags = _bags(boxes, level, layout)
+    cells = features[0].new_empty(sum(f[:, 0].numel() for f in features), channels, dtype=boxes.dtype)
+    for part, f in zip(cells.split([f[:, 0].numel() for f in features]), features, strict=True):
+        rows = f.permute(0, 2, 3, 1)
+        part.view(rows.shape).copy_(rows)
     pooled = _sum_bags(cells, bags.cell, bags.weight, bags.start).to(features[0].dtype)
     output = pooled
     if not bags.every_slot(level.numel()):
         bins = size * size * channels
         output = pooled.new_zeros(level.numel(), bins)
         output[bags.row] = pooled.view(len(bags.row), bins)
-    return output.view(*level.shape, size, size, channels).permute(0, 1, 4, 2, 3)
+    return output.view(*level.shape, size, size, channels)
 
 
-def backward(grad: Tensor, boxes: Tensor, level: Tensor, layout: Layout) -> list[Tensor]:
-    """Gradient of each level's features, `(B, C, H_l, W_l)` with the channels innermost in memory."""
+def _spread(grad: Tensor, boxes: Tensor, level: Tensor, layout: Layout) -> list[Tensor]:
+    """`(B, H_l, W_l, C)` of each level in the gradient's dtype, computed in that of the boxes."""
     batch, _, channels = grad.shape[:3]
-    bags = _bags(boxes.to(as_float(grad).dtype), level, layout)
-    rows = as_float(grad).permute(0, 1, 3, 4, 2).flatten(0, 1)
+    bags = _bags(boxes, level, layout)
+    rows = grad.permute(0, 1, 3, 4, 2).flatten(0, 1)
     if not bags.every_slot(len(rows)):
         rows = rows[bags.row]
+    if rows.dtype != boxes.dtype:
+        rows = rows.new_empty(rows.shape, dtype=boxes.dtype).copy_(rows)
+    rows = rows.reshape(-1, channels)
     cell, order = bags.cell.sort(stable=True)
     ends = torch.cat((bags.start[1:], bags.start.new_tensor([len(cell)])))
     owner = torch.arange(len(bags.start), dtype=torch.int32)
     owner = owner.repeat_interleave(ends - bags.start, output_size=len(cell))[order]
     weight = bags.weight[order]
     grads, done, first = [], 0, 0
-    rows = rows.reshape(-1, channels)
     for height, width in zip(layout.heights, layout.widths, strict=True):
         last = first + batch * height * width
         start = torch.searchsorted(cell, torch.arange(first, last + 1, dtype=cell.dtype), out_int32=True)
         part, first, begin, done = slice(done, int(start[-1])), last, done, int(start[-1])
         sums = _sum_bags(rows, owner[part], weight[part], start[:-1] - begin).to(grad.dtype)
-        grads.append(sums.view(batch, height, width, channels).permute(0, 3, 1, 2))
+        grads.append(sums.view(batch, height, width, channels))
     return grads
 
 
