@@ -43,6 +43,19 @@ def test_what_is_kept_for_the_gradient_is_of_the_size_and_type_of_the_logits():
     assert logits.grad.dtype == torch.bfloat16
 
 
+def test_the_gradient_takes_the_place_of_what_was_kept_for_it():
+    logits = torch.randn(40, 80, requires_grad=True)
+    labels = torch.randint(0, 80, (40,), generator=torch.Generator().manual_seed(0))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        total = FocalLoss()(logits, labels, (labels < 40).float()).sum()
+    (again,) = torch.autograd.grad(total, logits, retain_graph=True)
+    (last,) = torch.autograd.grad(total, logits)
+    assert again.data_ptr() not in kept
+    assert last.data_ptr() in kept
+    torch.testing.assert_close(last, again, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("loss", [FocalLoss(), BinaryCrossEntropy(), QualityFocalLoss()])
 def test_compiled_the_loss_is_the_same(loss):
     g = torch.Generator().manual_seed(1)
