@@ -68,8 +68,7 @@ def convert(
             writers[format](data, place, _Images(link))
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder}: cannot be copied or written ({error.strerror or error}); free "
-            "space or choose another place"
+            f"{folder}: cannot be written ({error.strerror or error}); free space or choose another place"
         ) from error
     return folder
 
@@ -152,6 +151,8 @@ class _Images:
                 f"{source}: the image does not exist or is not a file; restore it or remove its annotations: "
                 "`boxwright data check` lists all such images"
             )
+        if not os.access(source, os.R_OK):
+            raise DataError(f"{source}: the image may not be read; see to its permissions")
         if not (self.link and _hard_link(source, target)):
             shutil.copyfile(source, target)
         return target.name

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from boxwright.cli import main
 from boxwright.data import contact_sheets, decode_image, folder
 from boxwright.data.browse import draw_record
 from boxwright.errors import DataError
@@ -30,6 +31,17 @@ def test_captions_stay_above_their_image(coco_folder: Path, tmp_path: Path) -> N
     pixels = np.asarray(Image.open(sheet).convert("L"))
     assert (pixels[6:24, 6:100] < 100).any()
     assert (pixels[6:24, 156:162] == 255).all()
+
+
+def test_the_command_shows_the_first_split_where_there_is_none_to_train_on(
+    coco_folder: Path, tmp_path: Path
+) -> None:
+    annotations = coco_folder / "annotations"
+    (annotations / "instances_train2017.json").rename(annotations / "instances_test2017.json")
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "browse", str(coco_folder), "--out", str(tmp_path / "sheet.png")])
+    assert not stop.value.code
+    assert Image.open(tmp_path / "sheet.png").width > 900
 
 
 def test_drawing_shows_boxes_and_masks(coco_folder: Path) -> None:

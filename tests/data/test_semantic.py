@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from boxwright.cli import main
 from boxwright.data import Canvas, check, convert, folder
 from boxwright.data.collate import collate
 from boxwright.data.loader import Loader
@@ -170,3 +171,16 @@ def test_a_batch_has_all_maps_or_none():
     small["semantic"] = sample(1)["semantic"][:10]  # pyright: ignore
     with pytest.raises(DataError, match=r"1\.jpg.* moved the image but not its semantic map"):
         collate([sample(0), small], Canvas())
+
+
+def test_the_check_of_the_command_line_sees_maps(
+    coco_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_maps(coco_folder / "maps")
+    (coco_folder / "maps" / "b.png").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", str(coco_folder), "semantic=maps"])
+    assert stop.value.code == 1
+    told = capsys.readouterr().out
+    assert "train: semantic maps such as" in told
+    assert "semantic_missing in train x 1" in told

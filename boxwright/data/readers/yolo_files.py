@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -52,7 +53,7 @@ def find_pairs(root: Path) -> tuple[dict[str, Pairs], tuple[str, ...]]:
         pairs = of_list(root, path) if split is not None and split not in found else None
         if split is not None and pairs is not None:
             found[split] = pairs
-    found = {**_by_layout(root), **found}
+    found = {**_by_layout(root, found), **found}
     if not found:
         images = root / "images"
         pairs = of_folders(images, root / "labels") or of_folders(images, images)
@@ -61,12 +62,13 @@ def find_pairs(root: Path) -> tuple[dict[str, Pairs], tuple[str, ...]]:
     return found, notes
 
 
-def _by_layout(root: Path) -> dict[str, Pairs]:
+def _by_layout(root: Path, known: Collection[str]) -> dict[str, Pairs]:
+    """Splits that folders are named by, those left out that are known."""
     found: dict[str, Pairs] = {}
     for parent in (root / "images", root):
         for child in sorted(parent.iterdir()) if parent.is_dir() else []:
             split = fields.split_of(child.name) if child.is_dir() else None
-            if split is None or split in found:
+            if split is None or split in found or split in known:
                 continue
             if parent != root:
                 pairs = of_folders(child, root / "labels" / child.name)
@@ -90,16 +92,18 @@ def of_folders(images: Path, labels: Path, deep: bool = True) -> Pairs | None:
     if not images.is_dir() or not labels.is_dir():
         return None
     listed = fields.files_below(images, IMAGE_SUFFIXES) if deep else fields.list_images(images)
-    there = fields.files_below(labels, (".txt",)) if deep else sorted(labels.glob("*.txt"))
-    wanted = [labels / path.relative_to(images).with_suffix(".txt") for path in listed]
-    files = set(there) & set(wanted)
-    if not files:
+    files = fields.files_below(labels, (".txt",)) if deep else sorted(labels.glob("*.txt"))
+    there, start, end = {str(path): path for path in files}, str(labels), len(str(images))
+    # In text, as paths of a hundred thousand images would take seconds.
+    found = tuple(there.get(f"{start}{os.path.splitext(path)[0][end:]}.txt") for path in map(str, listed))
+    used = set(found)
+    if not used - {None}:
         return None
-    alone = [p for p in there if p not in files and p.name not in NAME_FILES]
+    alone = [path for path in files if path not in used and path.name not in NAME_FILES]
     notes = (
         (f"{len(alone)} label files without an image were left out, {alone[0].name} first",) if alone else ()
     )
-    return Pairs(tuple(listed), tuple(p if p in files else None for p in wanted), (images, labels), notes)
+    return Pairs(tuple(listed), found, (images, labels), notes)
 
 
 def of_folder(path: Path) -> Pairs | None:
