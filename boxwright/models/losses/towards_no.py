@@ -75,7 +75,7 @@ class _TowardsNo(torch.autograd.Function):
     def backward(ctx: Any, grad_costs: Tensor, grad_at_label: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         slope, labels = ctx.saved_tensors
         # Beside all activations there is no second matrix of this size, unless the slope is wanted once more.
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
         grad = (slope.clone() if keep else slope).mul_(grad_costs[:, None])
         grad.scatter_add_(1, labels[:, None], grad_at_label[:, None].to(slope.dtype))
         return grad, None, None
