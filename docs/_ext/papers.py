@@ -57,6 +57,7 @@ PAPERS = {
         2019,
         "1906.09756",
     ),
+    "CenterNet": Paper("Objects as Points", "Zhou et al.", 2019, "1904.07850"),
     "COCO": Paper("Microsoft COCO: Common Objects in Context", "Lin et al.", 2014, "1405.0312"),
     "DeepLab": Paper(
         "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
@@ -193,6 +194,7 @@ PAPERS = {
         2016,
         "1604.03540",
     ),
+    "PoolFormer": Paper("MetaFormer Is Actually What You Need for Vision", "Yu et al.", 2021, "2111.11418"),
     "Box voting": Paper(
         "Object Detection via a Multi-region & Semantic Segmentation-aware CNN Model",
         "Gidaris and Komodakis",
