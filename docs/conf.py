@@ -22,6 +22,7 @@ extensions = [
     "docstrings",
     "papers",
     "recipe_table",
+    "zoo",
 ]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "furo"
