@@ -195,9 +195,17 @@ def _map(function: Callable[[Path], _T], paths: Sequence[Path]) -> list[_T]:
 
 
 def _classes(data: Data) -> Iterator[Finding]:
-    """Classes without examples, in all splits or in the one to train on; and classes numbered differently."""
+    """Classes without examples, in all splits or in the one to train on; numbered differently; alike."""
     yield from _shifted(data)
     names = data.label_map.names
+    spelt: dict[str, list[str]] = {}
+    for name in names:
+        spelt.setdefault("".join(c for c in name.casefold() if c not in " _-"), []).append(name)
+    alike = [" / ".join(map(repr, same)) for same in spelt.values() if len(same) > 1]
+    if alike:
+        text = "classes whose names differ in capitals, spaces, hyphens or underscores alone"
+        remedy = "spell each class in one way in all annotations, unless they are different things"
+        yield Finding("warning", "class_alike", text, "", _some(alike), remedy, len(alike))
     counts = {s: np.bincount(t.objects().labels, minlength=len(names)) for s, t in data.splits.items()}
     trained = next((s for s in ("train", "trainval") if s in data.splits), None)
     total = np.sum(list(counts.values()), axis=0)

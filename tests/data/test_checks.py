@@ -100,6 +100,15 @@ def test_classes_and_overlaps_between_splits(coco_folder: Path, change) -> None:
     assert "image_in_two_splits" in codes(coco_folder, decode=True)
 
 
+def test_spellings_of_one_class(change) -> None:
+    names = ("Traffic light", "traffic_light", "Dog", "cow")
+    extra = [{"id": 100 + i, "name": name} for i, name in enumerate(names)]
+    report = check(folder(change(lambda content: content["categories"].extend(extra))))
+    (finding,) = (f for f in report.findings if f.code == "class_alike")
+    assert (finding.severity, finding.count) == ("warning", 2)
+    assert finding.record == "'dog' / 'Dog', 'Traffic light' / 'traffic_light'"
+
+
 def test_trainval_is_no_overlap(coco_folder: Path) -> None:
     annotations = coco_folder / "annotations"
     shutil.copy(annotations / "instances_train2017.json", annotations / "instances_trainval2017.json")

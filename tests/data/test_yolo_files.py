@@ -61,6 +61,15 @@ def test_data_yaml_that_names_a_folder_elsewhere_says_so(put: Callable[..., Path
     assert "data.yaml: val: /content/other/val holds no labelled images" in data.found
 
 
+def test_a_folder_without_labels_is_said_to_be_left_out(put: Callable[..., Path]) -> None:
+    root = put("images/train/a.jpg")
+    put("images/val/b.jpg", labels=False)
+    (root / "classes.txt").write_text("cat\n")
+    data = folder(root)
+    assert files(data) == {"train": ["images/train/a.jpg"]}
+    assert "images/val was left out: no labels in labels/val" in data.found
+
+
 def test_several_folders_are_one_split(put: Callable[..., Path]) -> None:
     root = put("images/x/a.jpg", "images/y/a.jpg", "images/z/a.jpg")
     (root / "custom.yaml").write_text("train:\n- images/x\n- images/y\nval: images/z\nnames: {0: cat}\n")

@@ -53,7 +53,8 @@ def find_pairs(root: Path) -> tuple[dict[str, Pairs], tuple[str, ...]]:
         pairs = of_list(root, path) if split is not None and split not in found else None
         if split is not None and pairs is not None:
             found[split] = pairs
-    found = {**_by_layout(root, found), **found}
+    laid, lacking = _by_layout(root, found)
+    found, notes = {**laid, **found}, (*notes, *lacking)
     if not found:
         images = root / "images"
         pairs = of_folders(images, root / "labels") or of_folders(images, images)
@@ -62,23 +63,28 @@ def find_pairs(root: Path) -> tuple[dict[str, Pairs], tuple[str, ...]]:
     return found, notes
 
 
-def _by_layout(root: Path, known: Collection[str]) -> dict[str, Pairs]:
-    """Splits that folders are named by, those left out that are known."""
+def _by_layout(root: Path, known: Collection[str]) -> tuple[dict[str, Pairs], list[str]]:
+    """Splits that folders are named by, without those known; and sentences about folders without labels."""
     found: dict[str, Pairs] = {}
+    notes = []
     for parent in (root / "images", root):
         for child in sorted(parent.iterdir()) if parent.is_dir() else []:
             split = fields.split_of(child.name) if child.is_dir() else None
             if split is None or split in found or split in known:
                 continue
             if parent != root:
-                pairs = of_folders(child, root / "labels" / child.name)
+                images, labels = child, root / "labels" / child.name
             elif (child / "labels").is_dir():
-                pairs = of_folders(child / "images", child / "labels")
+                images, labels = child / "images", child / "labels"
             else:
-                pairs = of_folders(child, child)
+                images, labels = child, child
+            pairs = of_folders(images, labels)
             if pairs is not None:
                 found[split] = pairs
-    return found
+            elif images.is_dir() and fields.files_below(images, IMAGE_SUFFIXES):
+                place = labels.relative_to(root).as_posix()
+                notes.append(f"{images.relative_to(root).as_posix()} was left out: no labels in {place}")
+    return found, notes
 
 
 def of_folders(images: Path, labels: Path, deep: bool = True) -> Pairs | None:
