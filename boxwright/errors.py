@@ -37,4 +37,23 @@ class MissingExtraError(BoxwrightError, ImportError):
     """An optional dependency is needed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self._made_of = (package, extra, purpose)
         super().__init__(f"{purpose} needs `{package}`: install it with `pip install 'boxwright[{extra}]'`")
+
+    def __reduce__(self) -> tuple:  # ranks send each other their errors
+        return MissingExtraError, self._made_of
+
+
+def is_of_dead_worker(error: BaseException) -> bool:
+    """Whether PyTorch says that a process of a DataLoader is gone; it says so wherever the program stands."""
+    return type(error) is RuntimeError and "DataLoader worker" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left.
+
+    PyTorch has a class of its own for that on GPUs; on a CPU it raises a RuntimeError that its text tells.
+    """
+    text = str(error)
+    plain = type(error) is RuntimeError and ("DefaultCPUAllocator" in text or "out of memory" in text.lower())
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or plain

@@ -52,6 +52,12 @@ class LabelMap:
         except ValueError:
             raise DataError(f"no class with source id {source_id}; known: {list(self.source_ids)}") from None
 
+    def told(self, most: int = 8) -> str:
+        """The first names with their source ids, for a message."""
+        pairs = list(zip(self.names, self.source_ids, strict=True))
+        more = f", ... ({len(pairs)} in all)" if len(pairs) > most else ""
+        return ", ".join(f"{name} (id {source_id})" for name, source_id in pairs[:most]) + more
+
     def to_json(self) -> str:
         """One line of JSON, as it is kept in checkpoints."""
         return json.dumps({"names": self.names, "source_ids": self.source_ids})

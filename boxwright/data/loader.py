@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import distributed
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, is_of_dead_worker
 from ..structures import Batch, pin_memory
 from .canvas import Canvas
 from .collate import collate
@@ -112,7 +114,7 @@ class Loader:
         if with_masks and not table.has_masks:
             raise DataError(
                 "masks are asked for, but no object of this split has one: take a data set with masks, "
-                "or train a detector of boxes (`with_masks=False`)"
+                "or train a detector of boxes (metrics=('bbox',) of a recipe, `with_masks=False` here)"
             )
         if with_semantic and table.semantic is None:
             raise DataError(
@@ -179,7 +181,7 @@ class Loader:
         )
         self._position, self._start = self._start, 0
         self._plans.rest = plans[self._position :]
-        with _interrupts_held():
+        with _interrupts_held(), _dead_workers_told():
             deliveries = iter(self._torch_loader) if self._plans.rest else iter(())
         while (delivery := _next(deliveries)) is not None:
             if delivery.error is not None:
@@ -284,16 +286,24 @@ class _Plans(Sampler):
         return iter(self.rest)
 
 
-def _next(deliveries: Iterator[_Delivery]) -> _Delivery | None:
+@contextmanager
+def _dead_workers_told() -> Iterator[None]:
     try:
-        return next(deliveries, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        # A worker that dies while it hands over a batch breaks the pipe or the socket of shared memory.
+        if not is_of_dead_worker(error) and not isinstance(error, ConnectionError | EOFError):
             raise
+        reason = str(error).strip() or type(error).__name__
         raise DataError(
-            f"a worker process of the loader died ({error}); most often memory or shared memory (/dev/shm) "
+            f"a worker process of the loader died ({reason}); most often memory or shared memory (/dev/shm) "
             "ran out: lower `workers`, `prefetch` or `batch_size`, or set `workers=0` to see what happens"
         ) from error
+
+
+def _next(deliveries: Iterator[_Delivery]) -> _Delivery | None:
+    with _dead_workers_told():
+        return next(deliveries, None)
 
 
 def _unchanged(delivery: Any) -> Any:
@@ -317,3 +327,10 @@ def _start_worker(worker: int) -> None:
     """Leave Ctrl-C to the main process, which then ends its workers: no traceback of each of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = staticmethod(_tell_unless_alone)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _tell_unless_alone(error: Exception, batch: object) -> None:
+    """What a worker does about a batch that cannot be sent: nothing where nobody waits for it any more."""
+    if not isinstance(error, BrokenPipeError):
+        traceback.print_exception(error)

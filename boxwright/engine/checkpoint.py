@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import time
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_of_dead_worker
 from .messages import notify
 
 MODEL, EMA, STATE, META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"
@@ -76,9 +77,13 @@ def save(
         write_pointer(folder / "last", {"name": final.name, "step": step})
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if is_of_dead_worker(error):  # it comes from a signal, and has nothing to do with the disk
+            raise
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0
+        # PyTorch's writer does not pass on what the system said.
+        reason = f"not all of {STATE} could be written" if "inline_container" in str(error) else error
         raise CheckpointError(
-            f"cannot write checkpoint {final}: {error} ({free:.0f} MiB free on the disk). "
+            f"cannot write checkpoint {final}: {reason} ({free:.0f} MiB free on the disk). "
             "The earlier checkpoints are untouched; make room and resume"
         ) from error
     return final
@@ -210,11 +215,11 @@ def load_weights(path: str | Path, ema: bool = True) -> tuple[dict[str, Tensor],
     """
     file = _weights_file(Path(path), ema)
     if file.suffix != ".safetensors":
-        return unwrap(load_pickle(file)), {}
+        return unwrap(load_pickle(file), str(file)), {}
     try:
         with safetensors.safe_open(file, framework="pt") as reader:
             weights = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
-            return unwrap(weights), dict(reader.metadata() or {})
+            return unwrap(weights, str(file)), dict(reader.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"cannot read the weights in {file}: {error}") from error
 
@@ -230,15 +235,35 @@ def load_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}") from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"refused to load {path}: it is damaged, or holds objects that could run code when loaded "
-            f"({reason}). Save the plain state dict (tensors only), best as safetensors"
+            f"({_refused(error)}). Save the plain state dict (tensors only), best as safetensors"
         ) from error
 
 
-def unwrap(loaded: Any) -> dict[str, Tensor]:
+def _refused(error: Exception) -> str:
+    """Why a file was not loaded, without PyTorch's advice on how to load it nonetheless."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {found[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "no file of torch.save with tensors alone"
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def shortened(error: Exception, most: int = 4) -> str:
+    """What `load_state_dict` has to say, without the names of hundreds of parameters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cut = [line if len(line) <= 200 else f"{line[:200]} ..." for line in lines]
+    more = f" (and {len(cut) - most} lines more)" if len(cut) > most else ""
+    return " ".join(cut[:most]) + more
+
+
+def unwrap(loaded: Any, source: str = "the file") -> dict[str, Tensor]:
     """The state dict in what a weights file held, without the prefixes of wrappers (DDP, the compiler).
+
+    Args:
+        loaded: what the file held.
+        source: its name, for the message.
 
     Raises:
         CheckpointError: no dict of tensors is in it.
@@ -247,7 +272,9 @@ def unwrap(loaded: Any) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError("the file holds no state dict (names with tensors)")
+        raise CheckpointError(
+            f"{source} holds no state dict (names with tensors): give a run folder or a weights file"
+        )
     weights = dict(loaded)
     while prefix := next((w for w in _WRAPPERS if weights and all(k.startswith(w) for k in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}

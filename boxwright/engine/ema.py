@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .sharding import load_weights, local
 
 
@@ -20,11 +21,14 @@ class ModelEMA:
     Args:
         model: the model to follow; it is copied.
         decay: weight of the past once the average has warmed up, in 0..1.
+
+    Raises:
+        ConfigError: it is not.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay={decay} must be at least 0 and below 1")
+            raise ConfigError(f"ema_decay={decay} must be at least 0 and below 1, or None for no average")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0

@@ -46,7 +46,7 @@ def run_folder(out: Path, resume: bool) -> Iterator[None]:
     def prepare() -> None:
         try:
             locks.append(_claim(out))
-            _check_unused(out, resume)
+            check_unused(out, resume)
             _sign(locks[0])
             checkpoint.sweep(out / "checkpoints")
         except OSError as error:
@@ -80,11 +80,18 @@ def _parsed(text: str) -> object:
         return text
 
 
-def _check_unused(out: Path, resume: bool) -> None:
+def check_unused(out: Path, resume: bool) -> None:
+    """Whether a run may go into a folder, as far as can be said without owning it.
+
+    Raises:
+        TrainingError: it holds an earlier run and `resume` is not set, or is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"cannot write the run folder {out}: it is a file; choose another `out`")
     traces = [name for name in TRACES if (out / name).exists()]
     if traces and not resume:
         raise TrainingError(
-            f"{out} already holds a run ({', '.join(traces)}): set resume=True to go on with it, "
+            f"{out} already holds a run ({', '.join(traces)}): set resume=True (--resume) to go on with it, "
             "or choose another `out`"
         )
 

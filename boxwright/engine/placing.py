@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 from torch import nn
@@ -24,14 +25,33 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device={device!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+        raise ConfigError(f"device={str(device)!r}: choose auto, cpu, cuda, cuda:N or mps") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"device={device!r}: PyTorch finds no CUDA device; choose auto or cpu")
-        chosen = torch.device("cuda", local_rank() if chosen.index is None else chosen.index)
-        if chosen.index >= torch.cuda.device_count():  # pyright: ignore[reportOptionalOperand]
-            raise ConfigError(f"device={chosen}: there are {torch.cuda.device_count()} CUDA devices here")
-        torch.cuda.set_device(chosen)
+            raise ConfigError(f"device={str(device)!r}: PyTorch finds no CUDA device; choose auto or cpu")
+        return _cuda(chosen)
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device has its own
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ConfigError(
+            f"device={str(device)!r}: PyTorch cannot compute there ({reason}); choose auto or cpu"
+        ) from error
+    return chosen
+
+
+def _cuda(chosen: torch.device) -> torch.device:
+    """The GPU of this process, which becomes its current one."""
+    count, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if chosen.index is None and processes > count:  # every process says so, not only those without a GPU
+        raise ConfigError(
+            f"{processes} processes on this machine, but {count} CUDA devices: start torchrun with "
+            f"--nproc_per_node {count}, or choose device cpu"
+        )
+    chosen = torch.device("cuda", local_rank() if chosen.index is None else chosen.index)
+    if chosen.index >= count:  # pyright: ignore[reportOptionalOperand]
+        raise ConfigError(f"device={str(chosen)!r}: there are {count} CUDA devices here")
+    torch.cuda.set_device(chosen)
     return chosen
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..errors import CheckpointError, TrainingError
+from ..labels import LabelMap
 from . import checkpoint
 from .finite import verify_finite
 from .messages import notify, on_main
@@ -116,7 +117,8 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"cannot resume {path}: ema_decay was {'not ' if saved['ema'] is None else ''}set there"
         )
-    weights, _ = checkpoint.load_weights(path, ema=False)
+    weights, texts = checkpoint.load_weights(path, ema=False)
+    _check_classes(path, texts.get("label_map"), state.metadata.get("label_map"))
     try:
         load_weights(state.model, weights)
         if state.ema is not None:
@@ -124,7 +126,8 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
         _load_optimizer(state.optimizer, saved["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"cannot resume {path}: it does not fit this model or optimiser. {error}"
+            f"cannot resume {path}: it does not fit this model or optimiser. {checkpoint.shortened(error)}. "
+            "Resume with the recipe and the data that it was made with, or choose another `out`"
         ) from error
     if state.scaler.is_enabled() and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
@@ -137,6 +140,16 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
     state.epoch = state.step // state.steps_per_epoch
     state.saved = path
     return mine
+
+
+def _check_classes(path: Path, then: str | None, now: str | None) -> None:
+    """Whether a label means the same to the checkpoint and to this run, where both say what."""
+    if then is None or now is None or (old := LabelMap.from_json(then)) == (new := LabelMap.from_json(now)):
+        return
+    raise CheckpointError(
+        f"cannot resume {path}: it was trained for the classes {old.told()}, but the data has {new.told()}. "
+        "Resume with the data that it was trained on, or start in another folder"
+    )
 
 
 def _of_other_ranks(state: TrainState, ranks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from .. import distributed
-from ..errors import ConfigError, TrainingError
+from ..errors import (
+    BoxwrightError,
+    ConfigError,
+    DataError,
+    TrainingError,
+    is_of_dead_worker,
+    is_out_of_memory,
+)
 from ..structures import Batch
 from . import watch
 from .checkpoint import find_last
@@ -192,12 +199,15 @@ def _run(state: TrainState, saved: dict | None, step: Callable[[TrainState], Non
             f"stopped by {name} at step {state.step} of {state.total_steps}", name
         )
     except BaseException as error:
-        state.failure = error
-        _end_badly(state, error)
-        raise
+        state.failure = told = _in_words(state, error)
+        _end_badly(state, told)
+        if told is error:
+            raise
+        raise told from error
     call(state, "after_run")
     if isinstance(state.failure, TrainingInterrupted):
-        where = f"; {state.saved} is saved: go on with resume=True" if state.saved else "; nothing is saved"
+        kept = f"; {state.saved} is saved: go on with resume=True (--resume)"
+        where = kept if state.saved else "; nothing is saved"
         raise TrainingInterrupted(f"{state.failure}{where}", state.failure.signal)
 
 
@@ -244,6 +254,28 @@ def _stop_if_asked(state: TrainState) -> None:
         asked = state.at_check and any_over_ranks(asked, state.device)
     if asked and state.step < state.total_steps:
         raise StopRun
+
+
+def _in_words(state: TrainState, error: BaseException) -> BaseException:
+    """What the machine refused, as an error that says where the run was and how to go on; else the same."""
+    kept = f"{state.saved} is saved: go on with resume=True (--resume)" if state.saved else "nothing is saved"
+    where = f"after {state.step} of {state.total_steps} iterations"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_out_of_memory(error):
+        return TrainingError(
+            f"{where}: the memory of {state.device} is full ({reason}). Raise accumulate (the same step in "
+            f"more and smaller parts), set memory.checkpoint=auto, or lower batch_size; {kept}"
+        )
+    if is_of_dead_worker(error):
+        return TrainingError(
+            f"{where}: a worker process of the loader died ({reason}), most often for want of memory. Lower "
+            f"workers; {kept}"
+        )
+    if isinstance(error, OSError) and not isinstance(error, BoxwrightError | ConnectionError):
+        return TrainingError(f"{where}: {reason}. Make room, or set right what it names; {kept}")
+    if isinstance(error, DataError):
+        error.add_note(f"{where}; {kept}")
+    return error
 
 
 def _end_badly(state: TrainState, error: BaseException) -> None:

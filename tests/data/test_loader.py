@@ -353,3 +353,30 @@ def test_interrupt_ends_workers_quietly(table):
             return
         time.sleep(0.1)
     pytest.fail("worker processes outlive the interrupted main process")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+    ],
+)
+@pytest.mark.parametrize("moment", ["iter", "next"])
+def test_a_worker_that_dies_at_any_moment_is_reported(table, monkeypatch, error, moment):
+    """These come when a worker is killed while it hands over a batch, or between two epochs."""
+    each = loader(table)
+
+    class Broken:
+        def __iter__(self):
+            if moment == "iter":
+                raise error
+            return self
+
+        def __next__(self):
+            raise error
+
+    monkeypatch.setattr(each, "_torch_loader", Broken())
+    with pytest.raises(DataError, match=r"worker process of the loader died \(.+\)"):
+        list(each)
