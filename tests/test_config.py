@@ -18,10 +18,12 @@ from boxwright.config import (
     NumClasses,
     apply_overrides,
     build,
+    check_values,
     diff,
     flatten,
     from_json,
     history,
+    read_config,
     set_tagged,
     to_json,
 )
@@ -145,6 +147,54 @@ def test_override_reports_what_is_wrong(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         apply_overrides(config, [override])
     assert diff(whole(), config) == ""
+
+
+def test_a_part_of_several_values_is_not_set_by_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"set what is below it: model\.head\.num_classes, model\.head\.norm"
+    ):
+        apply_overrides(whole(), ["model.head=FPN"])
+    with pytest.raises(ConfigError, match=r"optimizer takes .*Callable, but 'adam' is str; .*optimizer\.lr"):
+        apply_overrides(whole(), ["optimizer=adam"])
+    with pytest.raises(ConfigError, match=r"model\.head\.norm takes"):
+        apply_overrides(whole(), ["model.head.norm=group_norm"])
+    with pytest.raises(ConfigError, match=r"transforms\.1 takes a call, .*below it: transforms\.1\.short"):
+        apply_overrides(whole(), ["transforms.1=None"])
+    with pytest.raises(ConfigError, match=r"canvas takes Canvas, but 'None' is NoneType"):
+        apply_overrides(whole(), ["canvas=None"])
+    with pytest.raises(ConfigError, match=r"""write it as a list, such as metrics="\['bbox'\]\""""):
+        apply_overrides(whole(), ["metrics=segm"])
+
+
+def test_a_name_that_stands_deeper_is_given_with_its_path() -> None:
+    for override, path in (("lr=1", "optimizer.lr"), ("model.prior=1", "model.head.prior")):
+        with pytest.raises(ConfigError, match=rf"did you mean {path}\?"):
+            apply_overrides(whole(), [override])
+
+
+def test_values_of_python_and_files_are_looked_at() -> None:
+    config = whole()
+    config.epochs = "ten"
+    with pytest.raises(ConfigError, match="epochs takes int, but 'ten' is str"):
+        check_values(config)
+    config = whole()
+    config.transforms[1].short = 2.5
+    with pytest.raises(ConfigError, match=r"transforms\.1\.short takes int, but 2.5 is float"):
+        check_values(config)
+    config = whole()
+    config.metrics, config.model.head.weights, config.clip = ["bbox"], Path("a.pth"), 3
+    check_values(config)
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    for content in (b"{", b"\xff", b"[]"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"config\.json"):
+            read_config(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="nowhere cannot be read"):
+        read_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text(to_json(whole()))
+    assert diff(read_config(tmp_path / "config.json", TRUST), whole()) == ""
 
 
 def test_set_tagged_counts() -> None:

@@ -6,8 +6,8 @@ it beside the checkpoints, and `build` makes the objects.
 """
 
 from .describe import Call, diff, flatten, history, named_modules, shown
-from .files import build, clone, from_json, to_json
-from .overrides import apply_overrides, set_tagged
+from .files import build, clone, from_json, read_config, to_json
+from .overrides import apply_overrides, check_values, set_tagged
 from .tags import ClassAgnostic, Conv, Norm, NumClasses, Pretrained
 
 __all__ = [
@@ -19,12 +19,14 @@ __all__ = [
     "Pretrained",
     "apply_overrides",
     "build",
+    "check_values",
     "clone",
     "diff",
     "flatten",
     "from_json",
     "history",
     "named_modules",
+    "read_config",
     "set_tagged",
     "shown",
     "to_json",

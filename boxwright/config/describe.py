@@ -98,12 +98,13 @@ def is_settings(value: Any) -> bool:
     if isinstance(value, type | fdl.Buildable) or not dataclasses.is_dataclass(value):
         return False
     fields = [getattr(value, f.name) for f in dataclasses.fields(value) if f.init]
-    return bool(fields) and all(_is_plain(field) or is_settings(field) for field in fields)
+    return bool(fields) and all(is_plain(field) or is_settings(field) for field in fields)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is text, a number, a path, True, False or None, or a list of these."""
     if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
+        return all(is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str | Path)
 
 

@@ -17,6 +17,7 @@ from fiddle.experimental import serialization
 
 from ..errors import BoxwrightError, ConfigError
 from .describe import holds_calls
+from .overrides import check_values
 
 ALLOWED = (
     "boxwright.config",
@@ -93,6 +94,26 @@ def from_json(text: str, trust: Sequence[str] = ()) -> fdl.Buildable:
     if not isinstance(config, fdl.Buildable):
         raise ConfigError(f"not a configuration file: it describes a {type(config).__name__}, not a call")
     return daglish.MemoizedTraversal.run(_partials, config)
+
+
+def read_config(path: str | Path, trust: Sequence[str] = ()) -> Any:
+    """The configuration in a file that `to_json` wrote.
+
+    Args:
+        path: such as a run's `config.json`.
+        trust: as `from_json`.
+
+    Raises:
+        ConfigError: as `from_json` and `check_values`, or the file cannot be read; it names the file.
+    """
+    try:
+        config = from_json(Path(path).read_text(encoding="utf-8"), trust)
+        check_values(config)
+        return config
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _partials(value: Any, state: daglish.State) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,15 @@ from .describe import (
     annotation,
     argument,
     callable_name,
+    is_plain,
     join,
     names_below,
+    walk,
 )
 
 MISMATCH = object()
+MOST = 3
+"""Paths that a hint names."""
 
 
 def apply_overrides(config: fdl.Buildable, overrides: Sequence[str]) -> None:
@@ -78,6 +83,25 @@ def set_tagged(config: fdl.Buildable, tag: type[fdl.Tag], value: Any) -> int:
     return count
 
 
+def check_values(config: fdl.Buildable) -> None:
+    """Whether each plain value of a description is one that its argument's annotation allows.
+
+    What the command line sets is looked at when it is set; this is for what came from Python or from a file.
+
+    Raises:
+        ConfigError: the first value that is not; the path is named.
+    """
+    for path, node in [("", config), *walk(config)]:
+        if not isinstance(node, fdl.Buildable):
+            continue
+        for name, value in node.__arguments__.items():
+            checked = is_plain(value) and not isinstance(value, Path)  # a path may stand for its text
+            hint = annotation(node, str(name)) if checked else MISSING
+            if hint is not MISSING and _fit(value, hint) is MISMATCH:
+                kind = type(value).__name__
+                raise ConfigError(f"{join(path, name)} takes {_hint_name(hint)}, but {value!r} is {kind}")
+
+
 def parse_value(text: str) -> Any:
     """A value written on the command line: Python literal, JSON, else the string itself."""
     for parse in (ast.literal_eval, json.loads):
@@ -113,10 +137,12 @@ def _assign(config: fdl.Buildable, names: Sequence[str], text: str) -> None:
         if last:
             hint = annotation(node, name) if isinstance(node, fdl.Buildable) else MISSING
             value = fit_value(text, hint)
+            if isinstance(node, list) and isinstance(node[key], fdl.Buildable):
+                hint, value = "a call", MISMATCH
             if value is MISMATCH:
                 raise ConfigError(
                     f"{join(done, name)} takes {_hint_name(hint)}, but {text!r} "
-                    f"is {type(parse_value(text)).__name__}"
+                    f"is {type(parse_value(text)).__name__}{_below(node, key, done)}"
                 )
             _put(node, key, value)
             return
@@ -133,6 +159,17 @@ def _assign(config: fdl.Buildable, names: Sequence[str], text: str) -> None:
         node = entered
 
 
+def _below(node: Any, name: str | int, path: str) -> str:
+    """A hint for who gives one value for what is made of several."""
+    part = argument(node, name) if isinstance(node, fdl.Buildable) else node[name]
+    names = names_below(part) if isinstance(part, fdl.Buildable) else []
+    if names:
+        return f"; set what is below it: {', '.join(join(join(path, name), n) for n in names)}"
+    if isinstance(part, list | tuple) and is_plain(part):
+        return f'; write it as a list, such as {join(path, name)}="{list(part)}"'
+    return ""
+
+
 def _key(node: Any, name: str, path: str) -> Any:
     """The key by which `node` knows `name`, after checking that it does."""
     known = names_below(node)
@@ -144,7 +181,9 @@ def _key(node: Any, name: str, path: str) -> Any:
     if name in known or (isinstance(node, fdl.Buildable) and accepts_any_name(node) and name.isidentifier()):
         return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    deep = [below for below, _ in walk(node, path) if below.rpartition(".")[2] == name][:MOST]
     hint = f"did you mean {join(path, near[0])}?" if near else f"it has: {', '.join(known) or 'none'}"
+    hint = f"did you mean {' or '.join(deep)}?" if deep else hint
     what = f" ({callable_name(fdl.get_callable(node))})" if isinstance(node, fdl.Buildable) else ""
     raise ConfigError(f"no argument {name!r}{where}{what}; {hint}")
 
@@ -197,6 +236,8 @@ def _fit(value: Any, hint: Any) -> Any:
         return MISMATCH if any(fit is MISMATCH for fit in fits) else type(value)(fits)
     if base in (dict, Mapping):
         return value if isinstance(value, dict) else MISMATCH
+    if base is Callable:
+        return value if callable(value) or isinstance(value, fdl.Buildable) else MISMATCH
     return _fit_plain(value, hint)
 
 
@@ -211,7 +252,7 @@ def _fit_plain(value: Any, hint: Any) -> Any:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else MISMATCH
     if hint is str or hint is Path:
         return value if isinstance(value, str) else MISMATCH
-    if isinstance(hint, type) and hint is not object and isinstance(value, str | bool | int | float):
+    if isinstance(hint, type) and hint is not object and isinstance(value, str | bool | int | float | None):
         return value if isinstance(value, hint) else MISMATCH
     return value
 
@@ -229,8 +270,6 @@ def _fit_tuple(value: Any, inner: tuple) -> Any:
 
 
 def _hint_name(hint: Any) -> str:
-    return (
-        hint.__name__
-        if isinstance(hint, type) and not typing.get_args(hint)
-        else str(hint).replace("typing.", "")
-    )
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", str(hint))  # classes without their modules

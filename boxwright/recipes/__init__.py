@@ -6,12 +6,13 @@ import difflib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import BoxwrightError, ConfigError
 
 if TYPE_CHECKING:
     from fiddle import Config
@@ -177,7 +178,9 @@ def recipe(name: str) -> Config[Experiment]:
         known = table()
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are: {', '.join(known)}"
+            near = near or [other for other in known if name.lower().replace("-", "_") in other][-3:]
+            some = f"the recipes are: {', '.join(list(known)[:4])}, ... (`boxwright recipes` lists all)."
+            hint = f"did you mean {' or '.join(near)}?" if near else some
             raise ConfigError(f"no recipe {name!r}; {hint} A recipe of your own is given as file.py:function")
         function = known[name]
     config = function()
@@ -208,13 +211,31 @@ def _from_file(path: Path, function: str) -> Recipe:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[path.stem]
-        raise ConfigError(f"{path}: running it failed with {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: running it failed with {_told(error, path)}") from error
     if not callable(getattr(module, function, None)):
         functions = [
             n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == path.stem
         ]
         raise ConfigError(f"{path} has no function {function!r}; it has: {', '.join(functions) or 'none'}")
-    return getattr(module, function)
+
+    def recipe() -> Config[Experiment]:
+        try:
+            return getattr(module, function)()
+        except BoxwrightError as error:
+            error.add_note(f"in {function} of {path}")
+            raise
+        except Exception as error:
+            raise ConfigError(f"{path}: {function} failed with {_told(error, path)}") from error
+
+    return recipe
+
+
+def _told(error: Exception, path: Path) -> str:
+    """An error of a user's file, with its last line there."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    return f"{type(error).__name__}: {error}{f' (line {lines[-1]})' if lines else ''}"
 
 
 class _Recipes(ModuleType):

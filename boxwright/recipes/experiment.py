@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from ..data.canvas import Canvas
 from ..engine.communication import Communication
 from ..engine.memory import Memory
+from ..engine.schedule import Schedule
+from ..engine.state import Hook
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not known when values are looked at: a folder's name is as good as a data set
     from ..data import Data
-    from ..data.canvas import Canvas
-    from ..engine.schedule import Schedule
-    from ..engine.state import Hook
 
 
 @dataclass

@@ -14,6 +14,7 @@ import boxwright.recipes
 from boxwright.assembly import set_num_classes
 from boxwright.config import (
     apply_overrides,
+    check_values,
     diff,
     flatten,
     from_json,
@@ -47,6 +48,7 @@ def test_recipe_is_documented_and_can_be_kept(name: str) -> None:
     assert recipes()[name].endswith(".")
     config = recipe(name)
     assert fdl.get_callable(config) is Experiment
+    check_values(config)
     assert config is not recipe(name)
     assert diff(config, recipe(name)) == ""
     assert set(history(config)) == set(flatten(config))
@@ -90,3 +92,23 @@ def test_recipe_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "broken_recipe.py").write_text("1 / 0")
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         recipe(f"{tmp_path}/broken_recipe.py:shorter")
+
+
+def test_an_error_in_a_recipe_of_a_file_names_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "failing_recipe.py"
+    file.write_text(
+        "import boxwright as bw\n"
+        "def typo():\n"
+        "    config = bw.recipe('fcos_mnv2_320')\n"
+        "    config.optimizer.learning_rate = 3\n"
+        "    return config\n"
+        "def unknown():\n"
+        "    return bw.recipe('fcos_mnv2')\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"failing_recipe\.py: typo failed with .*learning_rate.*\(line 4\)"
+    ):
+        recipe(f"{file}:typo")
+    with pytest.raises(ConfigError, match="did you mean fcos_mnv2_320") as told:
+        recipe(f"{file}:unknown")
+    assert told.value.__notes__ == [f"in unknown of {file}"]
