@@ -14,22 +14,32 @@ import torch
 from torch import nn
 
 from . import distributed
-from .assembly import Parts, assemble, fit, is_experiment, open_data, resolve, set_num_classes
+from .assembly import (
+    Parts,
+    assemble,
+    fit,
+    is_experiment,
+    make_evaluator,
+    open_data,
+    resolve,
+    set_num_classes,
+)
 from .config import Pretrained, clone, from_json, named_modules, set_tagged
 from .config import build as build_config
 from .data import Data
 from .data import check as check_data
 from .data.loader import Loader
 from .engine.agreement import agree_on_configuration, agree_on_versions
-from .engine.checkpoint import load_weights
-from .engine.folder import goes_on
+from .engine.checkpoint import load_weights, shortened
+from .engine.folder import check_unused, goes_on
 from .engine.messages import notify, on_main
 from .engine.placing import resolve_device
 from .engine.state import Hook
 from .engine.watch import tick, watching
-from .errors import CheckpointError, DataError
-from .evaluation import CocoEvaluator, evaluate_results, read_results, write_evaluation
+from .errors import CheckpointError, ConfigError, DataError
+from .evaluation import check_ground_truth, evaluate_results, read_results, write_evaluation
 from .evaluation import evaluate as evaluate_model
+from .evaluation.files import make_folder
 from .inference import Detector, ImageDetections
 from .labels import LabelMap
 from .metrics import Metrics
@@ -116,6 +126,7 @@ def train(
         with watching():
             agree_on_versions()
             resume = goes_on(out, resume)
+            on_main(lambda: check_unused(out, resume))
             config = resolve(experiment, out, resume, trust)
             agree_on_configuration(config)
             parts = assemble(config, out, resume, console)
@@ -131,10 +142,14 @@ def train(
 def finish(parts: Parts, out: Path, device: torch.device, console: bool, report: bool) -> Run:
     """Evaluate a trained run's best checkpoint and write the report; every rank calls it."""
     metrics, own = Metrics({}), named_modules(parts.config)  # what this run has called is trusted anyway
-    if parts.evaluated is not None:
-        metrics = evaluate(out, parts.data, device=device, out=out, progress=console, trust=own)
-    if report:
-        on_main(lambda: write_report(out, parts.evaluated, trust=own))
+    try:
+        if parts.evaluated is not None:
+            metrics = evaluate(out, parts.data, device=device, out=out, progress=console, trust=own)
+        if report:
+            on_main(lambda: write_report(out, parts.evaluated, trust=own))
+    except Exception as error:
+        error.add_note(f"the training itself is finished; `boxwright train out={out} --resume` does the rest")
+        raise
     return Run(out, metrics)
 
 
@@ -176,6 +191,8 @@ def evaluate(
     """
     if not isinstance(source, Detector) and Path(source).suffix == ".json" and Path(source).is_file():
         return _evaluate_file(Path(source), data, split, metrics, trust)
+    if out is not None:
+        make_folder(Path(out))
     detector = source if isinstance(source, Detector) else load(source, device=device, trust=trust)
     if data is None and detector.config is None:
         raise DataError("this detector does not know its data set; give data=")
@@ -184,7 +201,7 @@ def evaluate(
     table = opened.evaluation if split is None else opened.split(split)
     config = detector.config
     chosen = tuple(metrics or (config.metrics if config is not None else ("bbox",)))
-    evaluator = CocoEvaluator(table.to_coco(), detector.label_map, chosen)
+    evaluator = make_evaluator(opened, table, detector.label_map, chosen)
     processes = workers if workers is not None else 0 if config is None else config.workers
     loader = Loader(
         table,
@@ -243,14 +260,13 @@ def load(
             "`.safetensors` files that Boxwright wrote; a checkpoint of torchvision is loaded into its own "
             "model and converted with boxwright.interop.from_torchvision(model)"
         )
-    config = from_json(metadata["config"], trust)
-    label_map = LabelMap.from_json(metadata["label_map"])
+    config, label_map = described(Path(source), metadata, trust)
     model = build(config, len(label_map), pretrained=False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{Path(source)}: the weights do not fit the model of their experiment: {error}"
+            f"{Path(source)}: the weights do not fit the model of their experiment: {shortened(error)}"
         ) from error
     return Detector(
         model,
@@ -262,6 +278,25 @@ def load(
         config,
         reduced_decoding=config.reduced_decoding,
     )
+
+
+def described(source: Path, metadata: Mapping[str, str], trust: Sequence[str]) -> tuple[Any, LabelMap]:
+    """The experiment and the classes that are kept with weights.
+
+    Raises:
+        CheckpointError: they are damaged.
+        ConfigError: the experiment names something outside the allowed modules.
+    """
+    try:
+        config = from_json(metadata["config"], trust)
+        label_map = LabelMap.from_json(metadata["label_map"])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: its label map is damaged ({error}); take another file") from error
+    if not is_experiment(config):
+        raise CheckpointError(f"{source}: what it keeps as its configuration describes no experiment")
+    return config, label_map
 
 
 def show(result: ImageDetections | Sequence[ImageDetections]) -> None:
@@ -318,15 +353,17 @@ def _ground_truth(
     """What a results file is measured against, and its name."""
     if isinstance(data, str | os.PathLike) and Path(data).is_file():
         try:
-            return json.loads(Path(data).read_text(encoding="utf-8")), Path(data).name
+            truth = json.loads(Path(data).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{data}: cannot be read as a COCO annotation file ({error})") from error
+        check_ground_truth(truth, source=str(data))
+        return truth, Path(data).name
     known: Any = data
     if data is None:
         config = results.parent / "config.json"
         if not config.is_file():
             raise DataError(f"{results}: what data do these results belong to? Give data= (and split=)")
-        known = from_json(config.read_text(encoding="utf-8"), trust).data
+        known = resolve(None, results.parent, True, trust).data
     opened = open_data(known)
     table = opened.evaluation if split is None else opened.split(split)
     return table.to_coco(), table.name

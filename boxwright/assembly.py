@@ -12,7 +12,18 @@ import fiddle as fdl
 import torch
 
 from . import distributed
-from .config import ClassAgnostic, NumClasses, Pretrained, build, clone, from_json, set_tagged, to_json
+from .config import (
+    ClassAgnostic,
+    NumClasses,
+    Pretrained,
+    build,
+    check_values,
+    clone,
+    read_config,
+    set_tagged,
+    to_json,
+)
+from .config.describe import callable_name
 from .data import Data, Table, folder
 from .data.fingerprint import contents
 from .data.loader import Loader
@@ -30,6 +41,7 @@ from .engine.trainer import train as train_model
 from .engine.validation import Validation
 from .errors import ConfigError, DataError
 from .evaluation import CocoEvaluator
+from .labels import LabelMap
 from .models.layers import join_norms
 from .recipes.experiment import Experiment
 
@@ -71,17 +83,21 @@ def resolve(
     """The description to train: a copy of the given one, or what the run folder kept.
 
     Raises:
-        ConfigError: it is no description of an experiment, or none is given and none was kept.
+        ConfigError: it is no description of an experiment, holds a value of the wrong type, or none is given
+            and none was kept.
     """
     if experiment is None:
         path = out / "config.json"
         if not resume or not path.is_file():
             reason = "a recipe is needed" if not resume else f"{path} does not exist, so a recipe is needed"
             raise ConfigError(f"{reason}: pass what boxwright.recipe(...) returns")
-        experiment = from_json(path.read_text(encoding="utf-8"), trust)  # pyright: ignore[reportAssignmentType]
+        experiment = read_config(path, trust)
     if not is_experiment(experiment):
         what = type(experiment).__name__
+        if isinstance(experiment, fdl.Buildable):
+            what = f"that of a {callable_name(fdl.get_callable(experiment))}"
         raise ConfigError(f"expected the fiddle.Config of an Experiment that a recipe returns, not {what}")
+    check_values(experiment)  # pyright: ignore[reportArgumentType]
     return clone(experiment)  # pyright: ignore[reportArgumentType]
 
 
@@ -112,10 +128,12 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     made: Experiment = build(config)
     saving = save_memory(made.model, made.memory, made.compile)
     share = share_of_batch(made.batch_size, made.accumulate)
+    if not made.metrics:
+        raise ConfigError("metrics=(): say what is measured, ('bbox',) or ('bbox', 'segm')")
     join_norms(made.model, share)
     evaluated = evaluation_table(data)
     loader = training_loader(made, data)
-    optimizer = made.optimizer(made.model)
+    optimizer = make_optimizer(made)
     notify(scale_optimizer(optimizer, made.batch_size, made.base_batch_size))
     validation = None
     if evaluated is None:
@@ -131,12 +149,37 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
             with_masks=False,
             reduced_decoding=made.reduced_decoding,
         )
-        evaluator = CocoEvaluator(evaluated.to_coco(), data.label_map, made.metrics)
-        validation = Validation(batches, evaluator)
+        validation = Validation(batches, make_evaluator(data, evaluated, data.label_map, made.metrics))
     hooks = default_hooks(validation, made.evaluate_every, f"{made.metrics[0]}/AP", console=console)
     if made.precise_norm:
         hooks.append(PreciseNormHook(made.precise_norm))
     return Parts(made, kept, data, evaluated, loader, optimizer, (*hooks, *saving, *made.hooks))
+
+
+def make_evaluator(data: Data, table: Table, label_map: LabelMap, metrics: Sequence[str]) -> CocoEvaluator:
+    """What measures predictions on a split.
+
+    Raises:
+        ConfigError: an unknown metric.
+        DataError: the split cannot be measured on; it is named in a note.
+    """
+    try:
+        return CocoEvaluator(table.to_coco(), label_map, metrics)
+    except DataError as error:
+        error.add_note(f"in the split {table.name} of {data.root}, to be evaluated on")
+        raise
+
+
+def make_optimizer(made: Experiment) -> torch.optim.Optimizer:
+    """The optimiser of a built experiment's model.
+
+    Raises:
+        ConfigError: PyTorch refuses one of its settings.
+    """
+    try:
+        return made.optimizer(made.model)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"cannot build optimizer: {error}") from error
 
 
 def training_loader(made: Experiment, data: Data, part: tuple[int, int] | None = None) -> Loader:
@@ -218,6 +261,8 @@ def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:
         return data
     if isinstance(data, str | os.PathLike):
         return folder(data)
+    if not isinstance(data, fdl.Buildable):
+        raise ConfigError(f"data={data!r} is no data set: set data.root=FOLDER, or what boxwright.data opens")
     if fdl.get_callable(data) is folder and "root" not in data.__arguments__:
         raise ConfigError(
             "the recipe does not say what to train on: set data.root=FOLDER on the command line, or "
@@ -264,7 +309,10 @@ def share_of_batch(batch_size: int, accumulate: int) -> int:
         ConfigError: the batch cannot be divided among processes and accumulated passes.
     """
     parts = distributed.world_size() * accumulate
-    if batch_size < 1 or accumulate < 1 or batch_size % parts:
+    for name, value in (("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1")
+    if batch_size % parts:
         raise ConfigError(
             f"batch_size={batch_size} images a step cannot be shared by {distributed.world_size()} processes "
             f"with accumulate={accumulate}: choose a multiple of {parts}"

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 
 from .data.canvas import Canvas
 from .data.collate import collate
-from .data.images import IMAGE_SUFFIXES, decode_image, decode_reduced
+from .data.images import IMAGE_SUFFIXES, decode_image, decode_reduced, to_eight_bits
 from .data.sample import Sample, Transform, image_tensor, needed_size
 from .engine.placing import place, place_model
 from .engine.precision import Precision, resolve_precision
@@ -32,6 +32,9 @@ from .structures import Batch, Detections
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """One image: a path, a PIL image, `(H, W, 3)` uint8 RGB, or `(3, H, W)` uint8 (or float in 0..1) RGB."""
+
+WEB = (("http:",), ("https:",), ("ftp:",))
+"""What the path of an address begins with."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,10 @@ def pictures_of(source: Picture | Iterable[Picture]) -> tuple[list[Picture], boo
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
+        if path.parts[:1] in WEB:
+            raise DataError(f"{source}: images are not fetched from the web; download it and give its path")
+        if not path.exists():
+            raise DataError(f"{path} does not exist; check the path")
         if not path.is_dir():
             return [path], True
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -340,8 +347,8 @@ def to_pil(picture: Picture) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         return decode_image(picture)
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    pixels = picture.detach().cpu() if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
+        return _to_rgb(picture)
+    pixels = picture.detach().cpu() if isinstance(picture, Tensor) else _to_tensor(picture)
     if isinstance(picture, Tensor):
         if pixels.ndim != 3 or pixels.shape[0] != 3:
             raise DataError(f"a tensor of shape {tuple(pixels.shape)} is no image; give (3, H, W), RGB")
@@ -356,6 +363,25 @@ def to_pil(picture: Picture) -> Image.Image:
             "is no image; give (H, W, 3) uint8 in RGB order"
         )
     return Image.fromarray(pixels.numpy())
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image as RGB; one that was only opened is read now, and may be damaged."""
+    try:
+        image.load()
+        return to_eight_bits(image).convert("RGB")
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise DataError(f"the image {getattr(image, 'filename', '')!r} cannot be read ({error})") from error
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    """An array as a tensor of the same type, which need not be that of an image."""
+    try:
+        return torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise DataError(
+            f"an array of type {np.asarray(array).dtype} is no image; give (H, W, 3) uint8 in RGB order"
+        ) from error
 
 
 def _is_wide(sample: Sample) -> bool:

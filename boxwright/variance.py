@@ -26,6 +26,7 @@ from .engine.randomness import seed_all, undisturbed
 from .engine.state import without_ids
 from .engine.step import total_loss
 from .errors import CheckpointError, ConfigError, MissingExtraError
+from .evaluation.files import make_folder
 from .evaluation.plots import COLORS, GRID, INK
 from .labels import LabelMap
 from .structures import Batch
@@ -141,8 +142,11 @@ def gradient_variance(
             f"gradient_variance: batches={batches} must be a power of two from 4 on, and images={images} at "
             "least 1"
         )
-    if out is not None:
-        _figure()  # what is missing is said before the work
+    if out is not None:  # what is missing is said before the work
+        known = _figure().canvas.get_supported_filetypes()
+        if Path(out).suffix.lstrip(".").lower() not in known:
+            raise ConfigError(f"out={out}: a picture is written there; end its name in .png")
+        make_folder(Path(out).parent)
     place_on = resolve_device(device)
     model, config = _trained(Path(source), trust)
     opened = open_data(config.data if data is None else data)

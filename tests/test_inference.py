@@ -159,11 +159,26 @@ def test_drawing_and_saving(folder: Path, tmp_path: Path) -> None:
         (torch.full((3, 4, 4), 200.0), r"0\.\.1"),
         (torch.full((3, 4, 4), float("nan")), r"0\.\.1"),
         (7, "cannot predict on a int"),
+        (np.array([object()]), "type object is no image"),
+        (np.zeros((4, 4, 3), np.uint16), "uint16"),
+        ("https://example.org/a.jpg", "not fetched from the web"),
+        (["https://example.org/a.jpg"], "not fetched from the web"),
     ],
 )
 def test_what_is_no_image_is_refused(source: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         detector()(source)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_an_opened_image_is_read_as_its_file_is(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 80), 40_000, np.uint16)).save(tmp_path / "grey.png")
+    opened = to_pil(Image.open(tmp_path / "grey.png"))
+    assert opened.getpixel((0, 0)) == to_pil(tmp_path / "grey.png").getpixel((0, 0)) == (156, 156, 156)
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), np.uint8)).save(whole)
+    (tmp_path / "torn.png").write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"torn\.png.* cannot be read"):
+        detector()(Image.open(tmp_path / "torn.png"))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -141,8 +141,11 @@ def _settings(
     """Number of workers and bound: as given, else as the run that is resumed has them."""
     path = out / SETTINGS
     if resume and replicas is None and path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return kept["replicas"], kept["max_staleness"] if max_staleness is None else max_staleness
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return int(kept["replicas"]), kept["max_staleness"] if max_staleness is None else max_staleness
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}): say replicas= again") from error
     if replicas is None or replicas < 1:
         raise ConfigError(f"replicas={replicas}: say how many workers compute gradients, at least 1")
     return replicas, max_staleness

@@ -10,6 +10,8 @@ from .. import __version__
 from . import configure, convert, data, demo, doctor, evaluate, predict, study, train, train_async, variance
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
+WORDS = {"ignore_unknown_options": True}
+"""Of commands that take `name=value`: they get `--epochs 3` as words, and say how it is written."""
 
 app = typer.Typer(
     name="boxwright",
@@ -47,15 +49,15 @@ def boxwright(
     """
 
 
-app.command("train")(train.train)
-app.command("train-async")(train_async.train_async)
-app.command("evaluate")(evaluate.evaluate)
+app.command("train", context_settings=WORDS)(train.train)
+app.command("train-async", context_settings=WORDS)(train_async.train_async)
+app.command("evaluate", context_settings=WORDS)(evaluate.evaluate)
 app.command("predict")(predict.predict)
-app.command("variance")(variance.variance)
-app.command("study")(study.study)
+app.command("variance", context_settings=WORDS)(variance.variance)
+app.command("study", context_settings=WORDS)(study.study)
 app.command("recipes")(configure.recipes)
-app.command("config")(configure.config)
+app.command("config", context_settings=WORDS)(configure.config)
 app.add_typer(data.app, name="data")
-app.command("convert")(convert.convert)
+app.command("convert", context_settings=WORDS)(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from .words import take
 
 
 def recipes(
@@ -66,8 +67,9 @@ def config(
     from ..config import history as tell
     from ..recipes.norms import override
 
+    _, words = take(overrides or (), ())
     described = _described(name, trust or ())
-    override(described, overrides or ())  # pyright: ignore[reportArgumentType]
+    override(described, words)  # pyright: ignore[reportArgumentType]
     if as_json:
         typer.echo(to_json(described))
         return
@@ -86,8 +88,8 @@ def _described(name: str, trust: list[str] | tuple[str, ...]):
     """The configuration of a recipe, or of a run folder."""
     from pathlib import Path
 
-    from ..config import from_json
+    from ..config import read_config
     from ..recipes import recipe
 
     path = Path(name) / "config.json"
-    return from_json(path.read_text(encoding="utf-8"), trust) if path.is_file() else recipe(name)
+    return read_config(path, trust) if path.is_file() else recipe(name)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .words import only
+from .words import only, refuse_options
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
 
         boxwright evaluate results.json data=instances_val2017.json
     """
+    refuse_options([str(source), *(words or ())])
     values = only(words or (), ("data", "split"))
     from .. import api
 

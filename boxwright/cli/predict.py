@@ -16,7 +16,7 @@ def predict(
     ),
     score: Annotated[float, typer.Option(help="Leave out detections below this score.")] = 0.3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images of one pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 8,
     draw: Annotated[bool, typer.Option(help="Write the drawn images; the JSON comes in any case.")] = True,
     trust: Annotated[
         list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
@@ -36,44 +36,40 @@ def predict(
 
     from .. import api
     from ..errors import DataError
-    from ..evaluation.files import write_json
+    from ..evaluation.files import make_folder, write_json
     from ..inference import ImageDetections, pictures_of
 
     detector = api.load(source, device=device, trust=trust or ())
     files = [Path(str(file)) for given in images for file in pictures_of(given)[0]]
     drawn = names_for(files)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     errors = Console(stderr=True)
     results: list[dict] = []
     listed: list[dict] = []
 
     def keep(number: int, found: ImageDetections) -> None:
+        if draw:
+            found.save(out / drawn[number])
         listed.append(
             {"id": number, "file_name": str(files[number]), "height": found.size[0], "width": found.size[1]}
         )
         results.extend(found.to_coco(number))
-        if draw:
-            found.save(out / drawn[number])
 
     skipped = 0
     starts = range(0, len(files), batch_size)
     for start in track(starts, "predicting", console=errors, transient=True):
         numbers = range(start, min(start + batch_size, len(files)))
         try:
-            for number, found in zip(
-                numbers, detector([files[n] for n in numbers], score, batch_size), strict=True
-            ):
-                keep(number, found)
+            together = detector([files[n] for n in numbers], score, batch_size)
         except DataError:  # find the one that cannot be read
-            for number in numbers:
-                try:
-                    found = detector(files[number], score)
-                except DataError as error:
-                    skipped += 1
-                    errors.print(f"boxwright: skipped: {error}", style="yellow", highlight=False)
-                    continue
-                assert isinstance(found, ImageDetections)
-                keep(number, found)
+            together = [None] * len(numbers)
+        for number, found in zip(numbers, together, strict=True):
+            try:
+                keep(number, detector([files[number]], score)[0] if found is None else found)
+            except DataError as error:
+                skipped += 1
+                told = f"boxwright: skipped: {error}"
+                errors.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
     categories = [
         {"id": i, "name": name}
         for i, name in zip(detector.label_map.source_ids, detector.label_map.names, strict=True)

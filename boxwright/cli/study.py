@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .words import is_assignment, take
+from .words import is_assignment, refuse_options, take
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,6 +73,7 @@ def study(
     The same command goes on with a study that was stopped; so does `boxwright study out=runs/depth`.
     """  # fmt: skip
     listed, grid = ([], []) if file is None else read_words(file)
+    refuse_options(words or ())
     given = [*listed, *(words or ())]
     variants = [word for word in given if not is_assignment(word)]
     own, overrides = take([word for word in given if is_assignment(word)], ("out", "weights"))

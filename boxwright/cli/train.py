@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .words import is_assignment, take
+from .words import is_assignment, refuse_options, take
 
 if TYPE_CHECKING:
     from fiddle import Config
 
     from ..api import Run
     from ..recipes.experiment import Experiment
+
+OPTIONS = {
+    "resume": "--resume",
+    "device": "--device cpu",
+    "quiet": "--quiet",
+    "check": "--no-check",
+    "no_check": "--no-check",
+    "report": "--no-report",
+    "no_report": "--no-report",
+    "trust": "--trust MODULE",
+}
+"""How the command's options are written, by the names that they would have as values."""
 
 
 def train(
@@ -91,21 +103,28 @@ def chosen(
     Raises:
         ConfigError: a word is missing or means nothing.
     """
+    refuse_options(words)
     name = None if is_assignment(words[0]) else words[0]
     own, overrides = take(words[0 if name is None else 1 :], ("out", *known))
     if "out" not in own:
         raise ConfigError("say where the run goes: out=runs/NAME")
+    for word in overrides:
+        if (option := word.partition("=")[0]) in OPTIONS:
+            raise ConfigError(f"{option} is no value of the recipe but an option: {OPTIONS[option]}")
     out = Path(own.pop("out"))
-    from ..config import from_json
+    from ..config import read_config
     from ..recipes import recipe
     from ..recipes.norms import override
 
     if name is not None:
         experiment = recipe(name)
     elif resume and (out / "config.json").is_file():
-        experiment = from_json((out / "config.json").read_text(encoding="utf-8"), trust or ())
+        experiment = read_config(out / "config.json", trust or ())
     else:
-        raise ConfigError("name a recipe first; `boxwright recipes` lists them")
+        begun = (out / "config.json").is_file()
+        there = f"there is no {out / 'config.json'} to go on with; " if resume else ""
+        resuming = f", or give --resume to go on with the run in {out}" if begun else ""
+        raise ConfigError(f"{there}name a recipe first; `boxwright recipes` lists them{resuming}")
     override(experiment, overrides)  # pyright: ignore[reportArgumentType]
     return experiment, out, own  # pyright: ignore[reportReturnType]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .words import only
+from .words import only, refuse_options
 
 
 def variance(
@@ -33,6 +33,7 @@ def variance(
     The learning rate may grow with the batch as long as the variance falls as 1 over it (ratio 1). The run is
     only looked at: its own training data, its own weights, no update.
     """  # fmt: skip
+    refuse_options([str(source), *(words or ())])
     values = only(words or (), ("data",))
     from ..variance import gradient_variance
 

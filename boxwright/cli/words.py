@@ -27,14 +27,17 @@ def take(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], li
         Values by name, and the other words in order.
 
     Raises:
-        ConfigError: something is no assignment, or stands twice.
+        ConfigError: something is no assignment, has no value, or stands twice.
     """
+    refuse_options(words)
     values: dict[str, str] = {}
     others: list[str] = []
     for word in words:
         if not is_assignment(word):
             raise ConfigError(f"{word!r}: expected name=value, such as {known[0] if known else 'epochs'}=...")
         name, _, value = word.partition("=")
+        if not value.strip():  # most often a variable of the shell that was never set
+            raise ConfigError(f"{name}= has no value; an empty text is written {name}=\"''\"")
         if name not in known:
             others.append(word)
         elif name in values:
@@ -42,6 +45,23 @@ def take(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], li
         else:
             values[name] = value
     return values, others
+
+
+def refuse_options(words: Sequence[str]) -> None:
+    """Stop at words that look like options, of which a command knows none that reaches its words.
+
+    Raises:
+        ConfigError: it says how a value is written, and where the options are listed.
+    """
+    for place, word in enumerate(words):
+        if word.startswith("-") and len(word) > 1:
+            name, _, value = word.lstrip("-").partition("=")
+            after = words[place + 1] if place + 1 < len(words) else "..."
+            value = value or ("..." if is_assignment(after) or after.startswith("-") else after)
+            raise ConfigError(
+                f"there is no option {word.partition('=')[0]} (--help lists them); values are set without "
+                f"dashes: {name.replace('-', '_')}={value}"
+            )
 
 
 def only(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,25 @@ from .results import Record
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.json"
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make the folder that results will go to, before the work whose results they are.
+
+    Raises:
+        DataError: it cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(dir=path, prefix=".probe.")
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise DataError(
+            f"{path}: no folder that can be written ({error.strerror}); choose another one for the results"
+        ) from error
+    return path
+
+
 def write_evaluation(
     run_dir: str | Path,
     metrics: Mapping[str, float],

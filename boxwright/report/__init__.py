@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Call, flatten, from_json
+from ..config import Call, flatten, read_config
 from ..data.table import Table
 from ..errors import ConfigError, DataError, MissingExtraError
 from ..evaluation import read_evaluation
@@ -143,7 +143,7 @@ def read_settings(path: Path, trust: Sequence[str] = ()) -> tuple[list[tuple[str
     if not path.is_file():
         return [], ()
     try:
-        values = flatten(from_json(path.read_text(encoding="utf-8"), trust))
+        values = flatten(read_config(path, trust))
     except ConfigError as error:
         return [], (f"The settings are not listed: {error}",)
     return [(name, _short(value)) for name, value in values.items()], ()

@@ -18,7 +18,7 @@ import torch
 
 from .. import api, distributed
 from ..assembly import open_data
-from ..config import clone, from_json, named_modules
+from ..config import clone, named_modules, read_config
 from ..config.describe import argument
 from ..data import Data
 from ..engine.folder import TRACES, run_folder
@@ -253,7 +253,7 @@ def _within(config: fdl.Buildable, folder: Path, options: Options, resume: bool)
     """The description with as many epochs as the minutes allow; a begun run keeps those that it has."""
     kept = folder / "config.json"
     if resume and kept.is_file():
-        return with_epochs(config, from_json(kept.read_text(encoding="utf-8"), named_modules(config)).epochs)
+        return with_epochs(config, read_config(kept, named_modules(config)).epochs)
     options.out.mkdir(parents=True, exist_ok=True)
     assert options.minutes is not None
     return with_epochs(config, epochs_within(config, options.minutes, options.out, options.device))
