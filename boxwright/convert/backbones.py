@@ -1,8 +1,8 @@
-"""MMDetection's backbones and necks as ours."""
+"""MMDetection's backbones as ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fiddle import Config, Partial
@@ -13,11 +13,10 @@ from ..errors import ConfigError
 from ..models.backbones.darknet import Darknet
 from ..models.backbones.hrnet import HRNet
 from ..models.backbones.resnet import ResNet
-from ..models.backbones.vgg import VGG
+from ..models.backbones.vgg import CONVOLUTIONS, VGG
 from ..models.layers import ContextBlock
-from ..models.necks import FPN, HRFPN, NoNeck, SSDNeck, YOLONeck
 from ..recipes.common import with_tag
-from .parts import DEFORMABLE, conv_of, norm_of, tagged
+from .layers import DEFORMABLE, LEAKY_RELU, conv_of, deform_groups, norm_of, tagged
 from .settings import Settings
 
 
@@ -47,10 +46,17 @@ def resnet_arguments(settings: Settings) -> dict[str, Any]:
     if frozen == 0:
         raise ConfigError(f"{settings.path}.frozen_stages=0 freezes the stem alone; here stages go with it")
     eval_norms = settings("norm_eval", True)
+    depth, dilations = settings("depth"), tuple(settings("dilations", ()))
+    if depth < 50 and set(dilations) - {1}:
+        raise ConfigError(
+            f"{settings.path}.dilations is {dilations}; of two 3x3 convolutions in a block, as depth {depth} "
+            "has them, Boxwright dilates both"
+        )
     deep = settings.kind in ("ResNetV1c", "ResNetV1d")
+    style = settings("style", "pytorch")
     arguments: dict[str, Any] = {
-        "depth": settings("depth"),
-        "style": settings("style", "pytorch"),
+        "depth": depth,
+        "style": style if depth >= 50 else "pytorch",  # which bottlenecks alone have
         "out_stages": tuple(i + 1 for i in settings("out_indices", (0, 1, 2, 3))),
         "frozen_stages": max(frozen, 0),
         "norm": norm_of(settings.optional("norm_cfg"), eval_norms) or nn.BatchNorm2d,
@@ -62,10 +68,9 @@ def resnet_arguments(settings: Settings) -> dict[str, Any]:
     }
     if settings.kind == "ResNeXt":
         arguments |= {"groups": settings("groups", 1), "width_per_group": settings("base_width", 4)}
-    for name, ours in (("strides", "strides"), ("dilations", "dilations")):
-        value = tuple(settings(name, ()))
+    for name, value in (("strides", tuple(settings("strides", ()))), ("dilations", dilations)):
         if value:
-            arguments[ours] = (*value, *(1,) * (4 - len(value)))
+            arguments[name] = (*value, *(1,) * (4 - len(value)))
     arguments |= _deformable(settings, stages) | _plugins(settings)
     return arguments
 
@@ -79,8 +84,7 @@ def _deformable(settings: Settings, stages: int) -> dict[str, Any]:
         dcn.expect("fallback_on_stride", False)
         if dcn.kind not in DEFORMABLE:
             raise dcn.unknown("a convolution", DEFORMABLE)
-        groups = dcn("deform_groups", dcn("deformable_groups", 1))
-        layer = DEFORMABLE[dcn.kind]
+        groups, layer = deform_groups(dcn), DEFORMABLE[dcn.kind]
     return {"conv3x3": [Partial(layer, deform_groups=groups) if deform else None for deform in where]}
 
 
@@ -91,7 +95,7 @@ def _plugins(settings: Settings) -> dict[str, Any]:
     for plugin in settings.parts("plugins"):
         with plugin:
             plugin.expect("position", "after_conv3")
-            stages = plugin("stages", (True,) * 4)
+            stages = plugin("stages", None) or (True,) * 4
             with plugin.part("cfg") as block:
                 if block.kind != "ContextBlock":
                     raise block.unknown("a plugin", {"ContextBlock": ContextBlock})
@@ -100,7 +104,7 @@ def _plugins(settings: Settings) -> dict[str, Any]:
                 context = Partial(
                     ContextBlock,
                     ratio=block("ratio"),
-                    pooling=kinds[block("pooling_type", "att")],
+                    pooling=block.choice("pooling_type", kinds, "att"),
                     fusions=tuple(fusions[f] for f in block("fusion_types", ("channel_add",))),
                 )
         for i, there in enumerate(stages):
@@ -115,23 +119,24 @@ def hrnet(settings: Settings) -> Config:
     settings.expect("multiscale_output", True)
     settings.expect("in_channels", 3)
     settings.expect("conv_cfg", None)
-    stages: Mapping[str, Any] = settings("extra")
-    first, *others = (stages[f"stage{i}"] for i in range(1, 5))
-    width = others[0]["num_channels"][0]
-    for i, stage in enumerate(others):
+    extra = settings.part("extra")
+    first, *others = (
+        _branches(extra.part(f"stage{i}"), i, "BASIC" if i > 1 else "BOTTLENECK") for i in range(1, 5)
+    )
+    width = others[0][1][0]
+    for i, (_, channels, _) in enumerate(others):
         wanted = [width * 2**k for k in range(i + 2)]
-        if list(stage["num_channels"]) != wanted or len(set(stage["num_blocks"])) != 1:
+        if channels != wanted:
             raise ConfigError(
-                f"{settings.path}.extra.stage{i + 2} has channels {stage['num_channels']} and blocks "
-                f"{stage['num_blocks']}; Boxwright's HRNet has {wanted} and as many blocks in each branch"
+                f"{extra.path}.stage{i + 2}.num_channels is {channels}; Boxwright's HRNet has {wanted}"
             )
     eval_norms = settings("norm_eval", True)
     config = Config(
         HRNet,
         width=width,
-        modules=tuple(stage["num_modules"] for stage in others),
-        blocks=(first["num_blocks"][0], *(stage["num_blocks"][0] for stage in others)),
-        first_width=first["num_channels"][0],
+        modules=tuple(modules for modules, _, _ in others),
+        blocks=tuple(blocks for _, _, blocks in (first, *others)),
+        first_width=first[1][0],
         norm=norm_of(settings.optional("norm_cfg"), eval_norms) or nn.BatchNorm2d,
         norm_eval=eval_norms,
         weights=None,
@@ -139,24 +144,52 @@ def hrnet(settings: Settings) -> Config:
     return with_tag(config, "norm", Norm)
 
 
+def _branches(stage: Settings, number: int, block: str) -> tuple[int, list[int], int]:
+    """Modules of a stage, channels of its branches, and blocks of each."""
+    with stage:
+        stage.expect("block", block)
+        stage.expect("num_branches", number)
+        stage.expect("multiscale_output", True)
+        stage.expect("fuse_method", "SUM")
+        blocks = stage("num_blocks")
+        if len(set(blocks)) != 1:
+            raise ConfigError(f"{stage.path}.num_blocks is {blocks}; Boxwright has as many in each branch")
+        return stage("num_modules"), list(stage("num_channels")), blocks[0]
+
+
 def vgg(settings: Settings) -> Config:
     """`SSDVGG`."""
     settings.expect("with_last_pool", False)
     settings.expect("ceil_mode", True)
-    settings.expect("out_indices", [3, 4], (3, 4))
-    settings.ignore("out_feature_indices", "input_size", "l2_norm_scale")
-    return Config(VGG, depth=settings("depth", 16), weights=None)
+    settings.ignore("out_indices", "input_size", "l2_norm_scale")  # the last two are read with the neck
+    depth = settings("depth", 16)
+    if depth not in CONVOLUTIONS:
+        raise ConfigError(
+            f"{settings.path}.depth is {depth}; Boxwright has {', '.join(map(str, CONVOLUTIONS))}"
+        )
+    *_, before_last, last = (sum(CONVOLUTIONS[depth][:stage]) for stage in range(1, 6))
+    # Each convolution has a ReLU behind it, each stage a pool; fc6 and fc7 follow.
+    ours = (2 * before_last + 2, 2 * last + 8)
+    given = tuple(settings("out_feature_indices", (22, 34)))
+    if given != ours:
+        raise ConfigError(f"{settings.path}.out_feature_indices is {given}; Boxwright has {ours}")
+    return Config(VGG, depth=depth, weights=None)
 
 
 def darknet(settings: Settings) -> Config:
     """Darknet-53."""
-    settings.ignore("act_cfg")
-    eval_norms = settings("norm_eval", True)
+    settings.expect("act_cfg", *LEAKY_RELU)
+    settings.expect("conv_cfg", None)
+    eval_norms, frozen = settings("norm_eval", True), settings("frozen_stages", -1)
+    if frozen == 1:
+        raise ConfigError(
+            f"{settings.path}.frozen_stages=1 freezes the first convolution alone; here a stage goes with it"
+        )
     return Config(
         Darknet,
         depth=settings("depth", 53),
         out_stages=tuple(settings("out_indices", (3, 4, 5))),
-        frozen_stages=max(settings("frozen_stages", -1), 0),
+        frozen_stages=max(frozen - 1, 0),  # there the first convolution is a stage
         norm=norm_of(settings.optional("norm_cfg"), eval_norms) or nn.BatchNorm2d,
         norm_eval=eval_norms,
         weights=None,
@@ -171,90 +204,4 @@ BACKBONES: dict[str, Callable[[Settings], Config]] = {
     "HRNet": hrnet,
     "SSDVGG": vgg,
     "Darknet": darknet,
-}
-
-
-def neck(settings: Settings | None) -> Partial:
-    """The neck; without one the backbone's levels go on as they are."""
-    if settings is None:
-        return Partial(NoNeck)
-    with settings:
-        settings.ignore("in_channels")
-        if settings.kind not in NECKS:
-            raise settings.unknown("a neck", NECKS)
-        return NECKS[settings.kind](settings)
-
-
-def fpn(settings: Settings) -> Partial:
-    """Feature pyramid."""
-    settings.expect("end_level", -1)
-    settings.expect("act_cfg", None)
-    settings.expect("upsample_cfg", {"mode": "nearest"})
-    settings.ignore("extra_convs_on_inputs")
-    extra = settings("add_extra_convs", False)
-    extra = {False: "pool", True: "on_input"}.get(extra, extra)
-    config = Partial(
-        FPN,
-        out_channels=settings("out_channels"),
-        start_level=settings("start_level", 0),
-        num_outs=settings("num_outs"),
-        extra=extra,
-        relu_before_extra=settings("relu_before_extra_convs", False),
-        norm=norm_of(settings.optional("norm_cfg")),
-        norm_on_lateral=not settings("no_norm_on_lateral", False),
-        conv=conv_of(settings.optional("conv_cfg")),
-    )
-    return tagged(config)
-
-
-def hrfpn(settings: Settings) -> Partial:
-    """HRNet's pyramid."""
-    pooling = {"AVG": "average", "MAX": "max"}[settings("pooling_type", "AVG")]
-    config = Partial(
-        HRFPN,
-        out_channels=settings("out_channels"),
-        num_outs=settings("num_outs", 5),
-        pooling=pooling,
-        stride=settings("stride", 1),
-        norm=norm_of(settings.optional("norm_cfg")),
-        conv=conv_of(settings.optional("conv_cfg")),
-    )
-    return tagged(config)
-
-
-def ssd_neck(settings: Settings) -> Partial:
-    """SSD's extra levels."""
-    settings.expect("conv_cfg", None)
-    settings.expect("use_depthwise", False)
-    settings.ignore("act_cfg")
-    strides, paddings = settings("level_strides"), settings("level_paddings")
-    outputs = settings("out_channels")
-    last = settings("last_kernel_size", 3)
-    return Partial(
-        SSDNeck,
-        channels=tuple(outputs[-len(strides) :]),
-        kernels=(*(3,) * (len(strides) - 1), last),
-        strides=tuple(strides),
-        paddings=tuple(paddings),
-        l2_norm_scale=settings("l2_norm_scale", 20.0),
-        norm=norm_of(settings.optional("norm_cfg")),
-    )
-
-
-def yolo_neck(settings: Settings) -> Partial:
-    """YOLOv3's neck; levels there go from coarse to fine."""
-    settings.expect("conv_cfg", None)
-    settings.ignore("num_scales", "act_cfg")
-    return Partial(
-        YOLONeck,
-        out_channels=tuple(reversed(settings("out_channels"))),
-        norm=norm_of(settings.optional("norm_cfg")) or nn.BatchNorm2d,
-    )
-
-
-NECKS: dict[str, Callable[[Settings], Partial]] = {
-    "FPN": fpn,
-    "HRFPN": hrfpn,
-    "SSDNeck": ssd_neck,
-    "YOLOV3Neck": yolo_neck,
 }

@@ -16,7 +16,6 @@ from torch import nn
 from ..assembly import set_num_classes
 from ..config import NumClasses, build, clone, to_json
 from ..data.canvas import Canvas
-from ..data.transforms import Resize, ResizeFixed
 from ..engine.checkpoint import save_weights
 from ..errors import CheckpointError, ConfigError
 from ..interop import from_mmdetection
@@ -27,6 +26,7 @@ from ..labels import LabelMap
 from ..models.detectors import TwoStageDetector
 from ..recipes import common
 from ..recipes.experiment import Experiment
+from . import images
 from .detectors import model_from_mmdetection
 
 
@@ -111,6 +111,7 @@ def mmdetection_to_ours(
     label_map = _label_map(meta, classes, experiment)
     if recipe is not None:
         set_num_classes(experiment, len(label_map))
+    _check_classes(experiment, label_map)
     model = build(experiment.model)
     report = from_mmdetection(loaded, model)
     path = write_checkpoint(out, model, experiment, label_map)
@@ -183,44 +184,34 @@ def _settings(
 
 def _experiment(settings: Mapping[str, Any]) -> Config[Experiment]:
     """The detector with the image size that it was tested with; trained on, it follows the 1x schedule."""
-    if "model" not in settings:
-        raise ConfigError("the configuration has no `model`")
-    pipeline = _test_pipeline(settings)
-    model = model_from_mmdetection(
-        settings["model"], settings.get("img_norm_cfg") or _normalisation(pipeline)
-    )
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or "_base_" in settings:
+        raise ConfigError(
+            "the configuration has no `model` of its own: give the resolved one, as "
+            "mmengine.Config.fromfile(FILE).dump(NEW_FILE) writes it"
+        )
+    steps = images.test_steps(settings)
+    before = images.normalisation(steps) or settings.get("img_norm_cfg")
+    described = model_from_mmdetection(_beside(settings) | dict(model), before)
     metrics = ("bbox",)
-    if fdl.get_callable(model) is TwoStageDetector and getattr(model.roi, "mask", None):
+    if fdl.get_callable(described) is TwoStageDetector and getattr(described.roi, "mask", None):
         metrics = ("bbox", "segm")
-    experiment = common.schedule_1x(model, lr=0.02, metrics=metrics)
-    resize = next((step for step in pipeline if str(step.get("type")).endswith("Resize")), None)
-    if resize is not None and (scale := resize.get("scale") or resize.get("img_scale")):
-        long, short = max(scale), min(scale)
-        if resize.get("keep_ratio", False):
-            experiment.eval_transforms = [Config(Resize, short=short, long=long)]
-        else:  # MMDetection writes width, height
-            experiment.eval_transforms = [Config(ResizeFixed, size=(scale[1], scale[0]))]
-        divisor = settings["model"].get("data_preprocessor", {}).get("pad_size_divisor", 32)
+    experiment = common.schedule_1x(described, lr=0.02, metrics=metrics)
+    if (transforms := images.resizing(steps)) is not None:
+        experiment.eval_transforms = transforms
+        divisor = (model.get("data_preprocessor") or before or {}).get("pad_size_divisor", 1)
         experiment.canvas = Config(Canvas, divisor=max(int(divisor), 1))
     return experiment
 
 
-def _test_pipeline(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The steps of the test pipeline, those inside a test-time augmentation included."""
-    steps = settings.get("test_pipeline") or []
-    flat: list[Mapping[str, Any]] = []
-    for step in steps:
-        flat.append(step | ({"scale": step["img_scale"]} if "img_scale" in step else {}))
-        inner = step.get("transforms", [])
-        scale = {"scale": step["img_scale"]} if "img_scale" in step else {}
-        flat += [{**scale, **one} for one in inner if isinstance(one, Mapping)]
-    return [step for step in flat if "transforms" not in step]
-
-
-def _normalisation(pipeline: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """`Normalize` of a 2.x pipeline."""
-    step = next((step for step in pipeline if step.get("type") == "Normalize"), None)
-    return None if step is None else {k: step[k] for k in ("mean", "std", "to_rgb") if k in step}
+def _beside(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`train_cfg` and `test_cfg` where they stood until 2.7; in 3.x loops are called so there."""
+    found = {name: settings.get(name) for name in ("train_cfg", "test_cfg")}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, Mapping) and not {"type", "max_epochs", "max_iters"} & set(value)
+    }
 
 
 def _label_map(
@@ -230,7 +221,22 @@ def _label_map(
     known = meta.get("dataset_meta") or {}
     names = classes or known.get("classes") or known.get("CLASSES") or meta.get("CLASSES")
     if names is None:
-        count = next(iter(selectors.select(experiment.model, tag=NumClasses)), 1)
+        count = _num_classes(experiment) or 1
         return COCO if count == len(COCO) else LabelMap.numbered(count)
     names = (names,) if isinstance(names, str) else tuple(str(name) for name in names)
     return COCO if names == COCO.names else LabelMap(names)
+
+
+def _num_classes(experiment: Config[Experiment]) -> int | None:
+    """Classes of the detector; None of a proposal network, which knows none."""
+    return next(iter(selectors.select(experiment.model, tag=NumClasses)), None)
+
+
+def _check_classes(experiment: Config[Experiment], label_map: LabelMap) -> None:
+    """Fail where the names are not as many as the detector's classes."""
+    count = _num_classes(experiment)
+    if count is not None and count != len(label_map):
+        raise ConfigError(
+            f"the detector has {count} classes, but there are {len(label_map)} names; give one for each with "
+            "classes="
+        )

@@ -17,7 +17,7 @@ from fiddle import Config
 from ..errors import ConfigError
 from ..models.detectors import Normalise
 from ..models.layers import FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d
-from ..models.losses import BoundedIoULoss, GIoULoss, IoULoss
+from ..models.losses import BoundedIoULoss, CIoULoss, GIoULoss, IoULoss
 from ..models.samplers import OHEMSampler
 from ..models.suppression import SoftNMS
 from ..recipes import common, dcn, gcnet, group_norm, hrnet
@@ -140,11 +140,11 @@ def _deform(layer: type[OffsetDeformConv2d], recipe: Recipe, groups: str | None 
     dcn.deformable(recipe, layer, int(groups or 1))
 
 
-def _box_loss(loss: type, recipe: Recipe) -> None:
+def _box_loss(loss: type, recipe: Recipe, weight: float = 10.0) -> None:
     """`reg_decoded_bbox` with a loss of boxes, as in the component study."""
     places = [recipe.model.head] if "head" in recipe.model.__arguments__ else recipe.model.roi.stages
     for place in places:
-        place.criterion.code_loss, place.criterion.box_loss = None, Config(loss, weight=10.0)
+        place.criterion.code_loss, place.criterion.box_loss = None, Config(loss, weight=weight)
 
 
 def _epochs(recipe: Recipe, times: str) -> None:
@@ -200,6 +200,7 @@ WORDS: tuple[tuple[str, Change | Callable[..., Any]], ...] = (
     (r"ohem", _ohem),
     (r"bounded_iou", partial(_box_loss, BoundedIoULoss)),
     (r"giou", partial(_box_loss, GIoULoss)),
+    (r"ciou", partial(_box_loss, CIoULoss, weight=12.0)),
     (r"iou", partial(_box_loss, IoULoss)),
     (r"([23])x", _epochs),
     (r"20e|20_23_24e", _twenty),

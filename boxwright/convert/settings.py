@@ -62,8 +62,20 @@ class Settings:
     def expect(self, name: str, *allowed: Any) -> None:
         """Read an entry that has no counterpart here: it may be absent, or one of the values that we have."""
         if name in self.values and (value := self(name)) not in allowed:
-            options = " or ".join(repr(option) for option in allowed)
-            raise ConfigError(f"{self.path}.{name} is {value!r}; Boxwright has only {options} of {self.kind}")
+            raise self._other(name, value, allowed)
+
+    def choice(self, name: str, options: Mapping[Any, Any], default: Any = REQUIRED) -> Any:
+        """What the entry of that name stands for here, of the values that we have."""
+        value = self(name, default)
+        for option, ours in options.items():
+            if option == value:
+                return ours
+        raise self._other(name, value, options)
+
+    def only(self, what: str, *kinds: str) -> None:
+        """Fail unless it is of one of these classes; `what` says what it would be here."""
+        if self.kind not in kinds:
+            raise self.unknown(what, kinds)
 
     def ignore(self, *names: str) -> None:
         """Entries that mean nothing here: initial weights, debugging, memory."""
@@ -75,6 +87,12 @@ class Settings:
             f"{self.path} is a {self.kind or 'part without a type'}, {what} that Boxwright does not have; "
             f"it has {', '.join(known)}"
         )
+
+    def _other(self, name: str, value: Any, allowed: Iterable[Any]) -> ConfigError:
+        """The error for a value that has no counterpart."""
+        of = f" of {self.kind}" if self.kind else ""
+        options = " or ".join(repr(option) for option in allowed)
+        return ConfigError(f"{self.path}.{name} is {value!r}; Boxwright has only {options}{of}")
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..models.backbones.resnet import ResNet
 from ..models.dense_heads import YOLOHead
 from ..models.detectors import TwoStageDetector
 from ..models.necks import SSDNeck, YOLONeck
@@ -37,9 +38,9 @@ HEAD_TOWERS = (
     Rule(r"bbox_head\.reg_convs\.(\d+)\.(?:bn|gn)\.(.+)", r"head.box_tower.\1.norm.\2"),
 )
 HEAD_PREDICTORS = (
-    Rule(r"bbox_head\.(?:retina_cls|conv_cls|atss_cls|gfl_cls)\.(.+)", r"head.class_predictor.\1"),
-    Rule(r"bbox_head\.(?:retina_reg|conv_reg|atss_reg|gfl_reg)\.(.+)", r"head.box_predictor.\1"),
-    Rule(r"bbox_head\.(?:conv|atss)_centerness\.(.+)", r"head.quality_predictor.\1"),
+    Rule(r"bbox_head\.(?:retina|conv|atss|gfl|fcos)_cls\.(.+)", r"head.class_predictor.\1"),
+    Rule(r"bbox_head\.(?:retina|conv|atss|gfl|fcos)_reg\.(.+)", r"head.box_predictor.\1"),
+    Rule(r"bbox_head\.(?:conv|atss|fcos)_centerness\.(.+)", r"head.quality_predictor.\1"),
     Rule(r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1.scale"),
 )
 
@@ -55,6 +56,7 @@ MASK = (
     Rule(r"roi_head\.mask_head\.(\d+\.)?convs\.(\d+)\.(?:bn|gn)\.(.+)", r"roi.mask.\1convs.\2.norm.\3"),
     Rule(r"roi_head\.mask_head\.(\d+\.)?upsample\.(.+)", r"roi.mask.\1upsample.\2"),
     Rule(r"roi_head\.mask_head\.(\d+\.)?conv_logits\.(.+)", r"roi.mask.\1predictor.\2"),
+    Rule(r"roi_head\.mask_head\.0\.conv_res\..+", None),  # nothing flows into the first
     Rule(r"roi_head\.mask_head\.(\d+)\.conv_res\.conv\.(.+)", r"roi.flow.\1.conv.\2"),
     Rule(r"roi_head\.mask_head\.(\d+)\.conv_res\.(?:bn|gn)\.(.+)", r"roi.flow.\1.norm.\2"),
 )
@@ -100,19 +102,36 @@ def rules_for(model: nn.Module) -> list[Rule]:
     Most rules hold for any model. How many of the neck's convolutions make extra levels, and where the
     trunk's layers stand, is read off the model.
     """
-    rules = [*_ssd(model), *BACKBONE, *_neck(model), *_yolo(model)]
+    rules = [*_ssd(model), *_resnet(model), *BACKBONE, *_neck(model), *_yolo(model)]
     rules += [*HEAD_TOWERS, *HEAD_PREDICTORS, *_levels(), *NO_WEIGHTS]
     if isinstance(model, TwoStageDetector):
         for number, stage in enumerate(model.roi.stages):
-            # A single stage stands there by itself, several in a list.
-            there = (
-                r"roi_head\.bbox_head" if len(model.roi.stages) == 1 else rf"roi_head\.bbox_head\.{number}"
-            )
+            # A single stage stands there by itself, those of a cascade in a list.
+            place = rf"\.{number}" if len(model.roi.stages) > 1 else r"(?:\.0)?"
+            there = rf"roi_head\.bbox_head{place}"
             rules += _box_stage(there, f"roi.stages.{number}", stage)
         rules += [*_proposal_head("rpn_head", "rpn"), *MASK, *SEMANTIC, *SHARED_HEAD]
     else:
         # A proposal network as a detector of its own is called as in two-stage detectors, or as any head.
         rules += _proposal_head("(?:rpn_head|bbox_head)", "head")
+    return rules
+
+
+def _resnet(model: nn.Module) -> list[Rule]:
+    """Stages that nothing looks at are there all the same; a shortcut that averages counts from there on.
+
+    It does so even where it has no stride, over one pixel; here such a shortcut begins with its convolution.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, ResNet):
+        return []
+    stages = range(1, backbone.out_stages[-1] + 1)
+    rules = [Rule(rf"backbone\.layer{stage}\..+", None) for stage in range(1, 5) if stage not in stages]
+    for stage in stages if backbone.avg_down else ():
+        shortcut = backbone.get_submodule(f"layer{stage}.0").downsample
+        if isinstance(shortcut, nn.Sequential) and len(shortcut) == 2:
+            there, ours = rf"backbone\.layer{stage}\.0\.downsample", f"backbone.layer{stage}.0.downsample"
+            rules += [Rule(rf"{there}\.{i + 1}\.(.+)", rf"{ours}.{i}.\1") for i in range(2)]
     return rules
 
 

@@ -79,7 +79,7 @@ def test_settings_come_through(model: dict[str, Any]) -> None:
         (("backbone", "surprise"), 3, "without a counterpart here: surprise=3"),
         (("neck", "type"), "NASFPN", "model.neck is a NASFPN"),
         (("neck", "end_level"), 2, "model.neck.end_level is 2"),
-        (("bbox_head", "loss_bbox", "type"), "DIoULoss", "loss_bbox is a DIoULoss"),
+        (("bbox_head", "loss_bbox", "type"), "EIoULoss", "loss_bbox is a EIoULoss"),
         (("bbox_head", "reg_decoded_bbox"), False, "a loss of boxes, but reg_decoded_bbox is False"),
         (("bbox_head", "bbox_coder", "target_means"), [0.0, 0.0, 0.1, 0.0], "target_means"),
         (("train_cfg", "assigner", "neg_iou_thr"), (0.1, 0.4), "lower bound"),

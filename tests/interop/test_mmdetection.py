@@ -72,6 +72,9 @@ def test_group_norms_and_convolutions_in_the_box_head() -> None:
     assert set(report.names) == set(filled)
     for ours, name in report.names.items():
         torch.testing.assert_close(filled[ours], state[name])
+    # A cascade of one stage has a list all the same.
+    in_list = {name.replace(".bbox_head.", ".bbox_head.0."): value for name, value in state.items()}
+    assert set(from_mmdetection(in_list, model).names) == set(filled)
 
 
 def test_distributions_of_gfl() -> None:

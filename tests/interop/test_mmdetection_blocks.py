@@ -1,5 +1,6 @@
 """MMDetection's names of what its blocks and backbones add, where no recorded configuration has them."""
 
+import re
 from functools import partial
 
 import pytest
@@ -9,7 +10,13 @@ from torch import nn
 from boxwright.config import Pretrained, build, set_tagged
 from boxwright.interop.mmdetection import rules_for
 from boxwright.interop.renaming import load_renamed
-from boxwright.models.layers import ContextBlock, ModulatedDeformConv2d, group_norm
+from boxwright.models.layers import (
+    ContextBlock,
+    FrozenBatchNorm2d,
+    ModulatedDeformConv2d,
+    biased,
+    group_norm,
+)
 from boxwright.recipes import recipe
 
 
@@ -70,3 +77,51 @@ def test_hrnet_with_its_neck():
         return name.replace("neck.outputs.", "neck.fpn_convs.").replace(".bn", ".gn")
 
     check(part, rename)
+
+
+def test_averaging_shortcuts_and_stages_that_nothing_looks_at():
+    part = backbone_only(
+        "faster_rcnn_r50_fpn_1x", avg_down=True, out_stages=(1, 2, 3), norm=FrozenBatchNorm2d
+    )
+
+    def rename(name: str) -> str:
+        if name.startswith("neck."):
+            kind = "lateral" if "laterals" in name else "fpn"
+            return f"neck.{kind}_convs." + name.split(".", 2)[2]
+        # There is a pool of one pixel before the first stage's shortcut, too.
+        found = re.fullmatch(r"backbone\.layer1\.0\.downsample\.(\d)\.(.+)", name)
+        return f"backbone.layer1.0.downsample.{int(found[1]) + 1}.{found[2]}" if found else name
+
+    check(part, rename)
+    state = {rename(name): value for name, value in part.state_dict().items()}
+    beyond = {"backbone.layer4.0.conv1.weight": torch.zeros(1)}
+    assert load_renamed(part, state | beyond, rules_for(part)).dropped == tuple(beyond)
+
+
+def test_fcos_with_biases_and_a_deformable_layer():
+    config = recipe("fcos_r50_fpn_1x").model
+    set_tagged(config, Pretrained, None)
+    config.backbone.depth, config.backbone.style = 18, "pytorch"
+    config.neck.out_channels = config.head.channels = 32
+    config.head.conv, config.head.last_conv = biased, partial(biased, conv=ModulatedDeformConv2d)
+    model = build(config)
+
+    def rename(name: str) -> str:
+        for ours, theirs in (
+            ("head.class_tower.", "bbox_head.cls_convs."),
+            ("head.box_tower.", "bbox_head.reg_convs."),
+            ("head.class_predictor.", "bbox_head.fcos_cls."),  # as until 2.0
+            ("head.box_predictor.", "bbox_head.fcos_reg."),
+            ("head.quality_predictor.", "bbox_head.fcos_centerness."),
+            ("head.scales.", "bbox_head.scales."),
+            ("neck.laterals.", "neck.lateral_convs."),
+            ("neck.outputs.", "neck.fpn_convs."),
+            ("neck.extras.0.", "neck.fpn_convs.3."),
+            ("neck.extras.1.", "neck.fpn_convs.4."),
+        ):
+            name = name.replace(ours, theirs)
+        return name.replace(".norm.", ".gn.")
+
+    check(model, rename)
+    assert "bbox_head.cls_convs.3.conv.conv_offset.weight" in map(rename, model.state_dict())
+    assert "bbox_head.reg_convs.0.conv.bias" in map(rename, model.state_dict())
