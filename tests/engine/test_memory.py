@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch._functorch import config as functorch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import boxwright as bw
 from boxwright.assembly import assemble
@@ -31,7 +33,7 @@ from boxwright.models.backbones.hrnet import HRNet
 from boxwright.models.backbones.resnet import ResNet
 from boxwright.models.backbones.timm import TimmBackbone
 from boxwright.models.backbones.vgg import VGG
-from boxwright.models.layers import CrossBatchNorm2d, InPlaceBatchNorm2d
+from boxwright.models.layers import ConvNorm, CrossBatchNorm2d, InPlaceBatchNorm2d, group_norm
 from boxwright.recipes import recipe
 from boxwright.structures import Batch, Targets
 
@@ -57,6 +59,14 @@ class Detector(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.backbone(x)
+
+
+class Heads(nn.Module):
+    """A detector's head with a tower."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
 
 
 def outcome(model: nn.Module, side: int = 64) -> tuple[list[torch.Tensor], int]:
@@ -89,6 +99,48 @@ def test_gradients_statistics_and_random_numbers_stay_the_same(name: str) -> Non
     assert len(values) == len(expected)
     assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
     assert after < 0.75 * before
+
+
+def test_rows_with_group_norms_keep_what_convolutions_give() -> None:
+    def tower() -> nn.Module:
+        torch.manual_seed(0)
+        norm = partial(group_norm, groups=4)
+        return nn.Sequential(*(ConvNorm(i, 8, 3, norm=norm) for i in (3, 8, 8, 8)))
+
+    def step(model: nn.Module) -> tuple[list[torch.Tensor], int, int]:
+        kept: dict[int, int] = {}
+        calls = 0
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                nonlocal calls
+                calls += func is torch.ops.aten.convolution.default
+                return func(*args, **(kwargs or {}))
+
+        x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = model(x)
+        with Count():
+            y.square().sum().backward()
+        return (
+            [y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)],
+            sum(kept.values()),
+            calls,
+        )
+
+    plain, saving = tower(), tower()
+    assert checkpoint_modules(Heads(saving)) == ("tower",)
+    saving = copy.deepcopy(saving)
+    (expected, before, _), (values, after, again) = step(plain), step(saving)
+    assert len(values) == len(expected) == 1 + 4 * 3
+    assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
+    assert before - after >= 3 * values[0].nbytes  # one activation of two, but for the last
+    assert again == 0  # no convolution is computed again
+    assert list(saving.state_dict()) == list(plain.state_dict())
 
 
 def test_stages_and_modules_by_name() -> None:
