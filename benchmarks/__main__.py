@@ -17,7 +17,7 @@ NAMES = {
     "scaling": "1, 2, ... processes, and on paper 8 to 512 devices; makes docs/scaling.md",
     "quality": "AP on real images after a given wall time",
     "gpu": "training, inference and operators on a CUDA device, within ten minutes",
-    "table": "make docs/benchmarks.md from the recorded rows",
+    "table": "make docs/benchmarks.md and docs/memory.md from the recorded rows",
 }
 
 

@@ -7,6 +7,7 @@ torchvision's detector with the same weights. `python -m benchmarks savings` sho
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import torch
 
@@ -14,7 +15,7 @@ from boxwright.engine.memory import Memory, save_memory
 
 from . import harness
 from .detectors import BUILDERS, make_pair
-from .peak import Peak, in_process, peak_of, say
+from .peak import Peak, in_processes, peak_of, say
 from .training import input_size
 
 SETTINGS = {
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"])
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; bytes do not depend on it")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -40,19 +42,28 @@ def main() -> None:
         say(measure(name, who, precision, *map(int, numbers)))
         return
     device = harness.the_device()
-    for name in arguments.models:
-        for precision in arguments.precisions:
-            height, width = arguments.size or input_size(name, device)
-            compare(name, precision, arguments.batch, height, width, device)
+    sizes = {name: tuple(arguments.size or input_size(name, device)) for name in arguments.models}
+    cases = [(name, precision) for name in arguments.models for precision in arguments.precisions]
+    who = (*SETTINGS, THEIRS)
+    runs = [(name, one, kind, arguments.batch, *sizes[name]) for name, kind in cases for one in who]
+    found = in_processes("memory", runs, arguments.jobs)
+    for name, precision in cases:
+        peaks = {one: next(found) for one in who}
+        compare(name, precision, arguments.batch, sizes[name], peaks, device)
 
 
-def compare(name: str, precision: str, batch: int, height: int, width: int, device: torch.device) -> None:
-    """Record the peaks of all, each measured in a fresh process."""
-    sizes = (batch, height, width)
-    peaks = {who: in_process("memory", name, who, precision, *sizes) for who in (*SETTINGS, THEIRS)}
+def compare(
+    name: str,
+    precision: str,
+    batch: int,
+    size: tuple[int, ...],
+    peaks: Mapping[str, Mapping[str, float]],
+    device: torch.device,
+) -> None:
+    """Record the peaks of all in one case."""
     rows = [
         harness.Row(
-            *(name, who, precision, batch, f"{height}x{width}", 0.0, 0.0),
+            *(name, who, precision, batch, "x".join(map(str, size)), 0.0, 0.0),
             ratio=peak["tensors"] / peaks["ours"]["tensors"],
             value=peak["tensors"] / 2**20,
             note="MiB at the peak",

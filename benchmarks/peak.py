@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,7 +84,8 @@ def living_bytes(device: torch.device) -> int:
     """Bytes of the storages of all tensors that there are on a device."""
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == device.type:
+        # Other types are wrappers; those that a compiler left behind have no memory.
+        if type(thing) in (torch.Tensor, nn.Parameter) and thing.device.type == device.type:
             if thing.layout is torch.strided:
                 storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
             else:  # oneDNN's own order shows no storage
@@ -107,9 +110,21 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def in_process(script: str, *arguments: object) -> dict[str, float]:
-    """What `python -m benchmarks SCRIPT --one ARGUMENTS` prints as JSON in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks", script, "--one", *map(str, arguments)]
+def in_processes(script: str, cases: Sequence[Sequence[object]], jobs: int = 1) -> Iterator[dict[str, float]]:
+    """What `python -m benchmarks SCRIPT --one CASE` prints as JSON, each case in a process of its own.
+
+    Args:
+        script: its name.
+        cases: arguments of each.
+        jobs: how many run at a time. Bytes do not depend on it, times would; each has as many threads as it
+            would have alone, since PyTorch chooses its kernels by that.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(partial(_in_process, script), cases)
+
+
+def _in_process(script: str, case: Sequence[object]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks", script, "--one", *map(str, case)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
@@ -117,5 +132,5 @@ def in_process(script: str, *arguments: object) -> dict[str, float]:
 
 
 def say(peak: Peak, seconds: Sequence[float] = ()) -> None:
-    """Print a measurement as JSON, for `in_process`."""
+    """Print a measurement as JSON, for `in_processes`."""
     print(json.dumps(asdict(peak) | {"seconds": list(seconds)}))

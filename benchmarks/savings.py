@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from torch import nn
 
 from boxwright.config import Norm, Pretrained, build, set_tagged
 from boxwright.engine.memory import Memory, save_memory
+from boxwright.engine.placing import place, place_model
 from boxwright.engine.precision import resolve_precision
 from boxwright.engine.step import total_loss
 from boxwright.models.layers import InPlaceBatchNorm2d
 from boxwright.recipes import recipe
-from boxwright.structures import to_device
 
 from . import harness
 from .detectors import calibrate, make_input
-from .peak import Peak, in_process, peak_of, say
+from .peak import Peak, in_processes, peak_of, say
 
 PAGE = Path(__file__).parents[1] / "docs" / "memory.md"
 BEGIN, END = "<!-- savings: begin -->", "<!-- savings: end -->"
@@ -84,6 +84,9 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each; 0 for memory alone")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="processes at a time that measure memory; times are taken alone"
+    )
     parser.add_argument("--table", action="store_true", help="measure nothing, renew the page from the rows")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -93,22 +96,31 @@ def main() -> None:
         return
     device = harness.the_device()
     height, width = arguments.size or ((800, 1344) if device.type == "cuda" else (512, 640))
-    for model in () if arguments.table else arguments.models:
-        for norms in arguments.norms:
-            compare(model, norms, arguments.batch, height, width, arguments.repeats, device)
+    sizes = (arguments.batch, height, width)
+    cases = [(model, norms) for model in arguments.models for norms in arguments.norms]
+    cases = [] if arguments.table else cases
+    runs = [(*case, who, *sizes) for case in cases for who in SAVINGS[case[1]]]
+    found = list(in_processes("savings", runs, arguments.jobs))  # all of it, before times are taken
+    for model, norms in cases:
+        peaks = {who: found[runs.index((model, norms, who, *sizes))] for who in SAVINGS[norms]}
+        compare(model, norms, sizes, arguments.repeats, peaks, device)
     write_page()
 
 
 def compare(
-    model: str, norms: str, batch: int, height: int, width: int, repeats: int, device: torch.device
+    model: str,
+    norms: str,
+    sizes: tuple[int, int, int],
+    repeats: int,
+    peaks: Mapping[str, Mapping[str, float]],
+    device: torch.device,
 ) -> None:
-    """Measure all savings of one model and record them."""
-    savings = SAVINGS[norms]
-    peaks = {who: in_process("savings", model, norms, who, batch, height, width) for who in savings}
+    """Time all savings of one model and record them with their peaks."""
+    savings, (batch, height, width) = SAVINGS[norms], sizes
     timings = {who: harness.Timing((0.0,)) for who in savings}
     if repeats:
-        prepared = {who: prepare(model, norms, who, batch, height, width, device)[0] for who in savings}
-        timings = harness.interleave(prepared, repeats, device)
+        prepared = {who: prepare(model, norms, who, *sizes, device)[0] for who in savings}
+        timings = harness.interleave(prepared, repeats, device, warmup=1)
     rows = [
         harness.Row(
             f"{model}, {norms} statistics",
@@ -144,11 +156,10 @@ def prepare(
     calibrate(plain, lambda: plain.predict(images.images[:1], images.sizes[:1]))  # pyright: ignore
     module = make_model(name, chosen.norm, norms == "learning")
     module.load_state_dict(plain.state_dict())
-    module.to(device).train()
+    precision = resolve_precision(chosen.precision, device)
+    place_model(module.train(), device, precision.channels_last)
+    shown = place(images, device, precision.channels_last)
     save_memory(module, chosen.memory)
-    precision, shown = resolve_precision(chosen.precision, device), to_device(images, device)
-    if precision.channels_last:
-        module.to(memory_format=torch.channels_last)  # pyright: ignore
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=True)
 

@@ -1,11 +1,14 @@
-"""Make the tables of `docs/benchmarks.md` from the rows that were recorded, the newest of each case."""
+"""Make the tables of `docs/benchmarks.md` from the rows that were recorded, the newest of each case.
+
+Rows of `savings` have a table of their own in `docs/memory.md`, which is made here as well.
+"""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
-from . import harness
+from . import harness, savings
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- {name}: begin -->", "<!-- {name}: end -->"
@@ -41,6 +44,9 @@ def main() -> None:
     for path in sorted(harness.ROWS.glob("*.csv")):
         if path.stem.startswith("scaling"):
             continue  # docs/scaling.md, which `python -m benchmarks scaling --page` makes
+        if path.stem == "savings":
+            savings.write_page()
+            continue
         begin, end = BEGIN.format(name=path.stem), END.format(name=path.stem)
         if begin not in text or end not in text:
             print(f"{PAGE} has no place for {path.stem}: write {begin} and {end} where it shall stand")

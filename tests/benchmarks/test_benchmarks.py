@@ -19,6 +19,7 @@ detectors = importlib.import_module("benchmarks.detectors")
 evaluator = importlib.import_module("benchmarks.evaluator")
 loader = importlib.import_module("benchmarks.loader")
 operators = importlib.import_module("benchmarks.operators")
+savings = importlib.import_module("benchmarks.savings")
 table = importlib.import_module("benchmarks.table")
 CPU = torch.device("cpu")
 
@@ -55,6 +56,30 @@ def test_rows_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "old" not in text
     assert "| case | ours | fp32 | 2 | 64x64 | 250 ms |" in text
     assert "3.00x" in text
+    assert text.endswith("after\n")
+
+
+def test_rows_of_savings_stand_on_their_own_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(harness, "ROWS", tmp_path / "rows")
+    benchmarks, memory = tmp_path / "benchmarks.md", tmp_path / "memory.md"
+    benchmarks.write_text("# Page\n")
+    memory.write_text(f"# Memory\n\n{savings.BEGIN}\nold\n{savings.END}\nafter\n")
+    monkeypatch.setattr(table, "PAGE", benchmarks)
+    monkeypatch.setattr(savings, "PAGE", memory)
+    rows = [
+        harness.Row("Toy, fixed statistics", who, "fp32", 2, "64x64", 0.5, 0.1, share, value=mib, note="MiB")
+        for who, share, mib in (("plain", 1.0, 800.0), ("all together", 0.5, 400.0))
+    ]
+    harness.record("savings", rows, CPU)
+    table.main()
+    assert "no place" not in capsys.readouterr().out
+    assert benchmarks.read_text() == "# Page\n"
+    text = memory.read_text()
+    assert "old" not in text
+    assert "**Toy, fixed statistics**, batch 2, 64x64" in text
+    assert "| all together | fp32 | 400 MiB | 50% | 0.5 s | 1.00x |" in text
     assert text.endswith("after\n")
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from boxwright.ops import _roi_align_bags as bags
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -34,6 +42,47 @@ def test_the_peak_is_that_of_the_worst_moment() -> None:
     # 3 MiB of the step before are there, and freed at first; 5 MiB are the most that is there at once.
     assert abs(measured.tensors - measured.standing - 5 * MIB) < MIB / 4
     assert measured.standing >= 4 * MIB
+
+
+def test_what_a_compiler_left_behind_is_not_counted() -> None:
+    before = peak.living_bytes(torch.device("cpu"))
+    with FakeTensorMode():
+        fake = torch.empty(MIB, dtype=torch.uint8)
+    assert fake.numel() == MIB
+    assert abs(peak.living_bytes(torch.device("cpu")) - before) < MIB / 2
+
+
+def test_results_of_processes_come_in_the_order_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        asked.append(command[3:])
+        time.sleep(0.02 * (command[-1] == "0"))  # the first ends last
+        said = json.dumps({"tensors": int(command[-1])})
+        return subprocess.CompletedProcess(command, 0, f"noise\n{said}\n", "")
+
+    monkeypatch.setattr(peak.subprocess, "run", run)
+    found = peak.in_processes("memory", [("a", i) for i in range(5)], jobs=3)
+    assert [result["tensors"] for result in found] == [0, 1, 2, 3, 4]
+    assert sorted(asked) == [["memory", "--one", "a", str(i)] for i in range(5)]
+
+
+def test_low_precision_is_pooled_image_by_image() -> None:
+    """Copies in float32 take no more than an image, beside what is made: the result, the gradients."""
+    features = [torch.randn(8, 64, 64, 64).bfloat16().contiguous(memory_format=torch.channels_last)]  # 4 MiB
+    boxes, level = torch.tensor([4.0, 4, 30, 30]).repeat(8, 64, 1), torch.zeros(8, 64, dtype=torch.int64)
+    layout = bags.Layout([4], [64], [64], 8, 1, True)
+    grad = torch.randn(8, 64, 64, 8, 8).bfloat16()  # 4 MiB
+
+    def grown(run: Callable[[], object]) -> float:
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+            run()
+        return max(peak.running_totals(profiler)) / MIB
+
+    # The images' parts (4 MiB), then them and the whole; an image in float32 is 1 MiB, its regions likewise.
+    assert grown(lambda: bags.forward(features, boxes, level, layout)) < 4 + 4 + 1
+    assert grown(lambda: bags.backward(grad, boxes, level, layout)) < 4 + 4 + 1
 
 
 def test_the_table_compares_to_the_plain_step() -> None:
