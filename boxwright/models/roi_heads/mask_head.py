@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from ...distributed import mean_over_ranks
 from ...errors import DataError
 from ...ops.masks import mask_targets
 from ...structures import Detections, FeatureSpec, Targets
-from ..layers.conv import ConvFactory, ConvNorm
+from ..layers import ConvFactory, NormLayer, conv_tower
 from ..targets import Filled, gather_slots
 from .box_head import RoIExtractor
 
@@ -45,7 +44,7 @@ class MaskHead(nn.Module):
         extractor: RoIExtractor = RoIExtractor(size=14),  # noqa: B008  frozen
         channels: int = 256,
         convs: int = 4,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: NormLayer | None = None,
         conv: ConvFactory = nn.Conv2d,
         weight: float = 1.0,
         soft_targets: bool = False,
@@ -58,7 +57,7 @@ class MaskHead(nn.Module):
         self.soft_targets, self.aligned_targets = soft_targets, aligned_targets
         self.class_agnostic = class_agnostic
         widths = [in_specs[0].channels] + [channels] * convs
-        self.convs = nn.Sequential(*(ConvNorm(i, o, 3, norm=norm, conv=conv) for i, o in pairwise(widths)))
+        self.convs = conv_tower(widths, norm=norm, conv=conv)
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         self.predictor = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
         for module in (self.upsample, self.predictor):
@@ -84,7 +83,7 @@ class MaskHead(nn.Module):
 
     def logits(self, hidden: Tensor, labels: Tensor, filled: Filled) -> Tensor:
         """Mask logits `(B, R, S, S)` for labels `(B, R)`, from what `convs` makes of the filled slots."""
-        hidden = F.relu(self.upsample(hidden))
+        hidden = F.relu(self.upsample(hidden), inplace=True)
         # The 1x1 predictor of one class instead of all: a dot product with that class's weights.
         label = filled.drop(torch.zeros_like(labels) if self.class_agnostic else labels)
         weights = self.predictor.weight[:, :, 0, 0][label].to(hidden.dtype)
