@@ -34,6 +34,7 @@ from .engine.memory import save_memory
 from .engine.messages import notify, on_every_rank
 from .engine.optim import scale_optimizer
 from .engine.randomness import seed_all
+from .engine.start import start_from
 from .engine.state import Hook, TrainState
 from .engine.state import Loader as TrainingLoader
 from .engine.step import train_step
@@ -121,11 +122,17 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     set_num_classes(config, len(data.label_map))
     kept = clone(config)
     kept.data = describe_data(data, described)
+    if config.start_from is not None:
+        kept.start_from = os.path.abspath(config.start_from)
     config.data = data
-    if resume and steps(out / "checkpoints"):
-        set_tagged(config, Pretrained, None)  # nothing is fetched that the checkpoint will replace
+    resumes = resume and bool(steps(out / "checkpoints"))
+    start = None if resumes else config.start_from
+    if resumes or start is not None:
+        set_tagged(config, Pretrained, None)  # nothing is fetched that will be replaced
     seed_all(config.seed)
     made: Experiment = build(config)
+    if start is not None:
+        notify(on_every_rank(lambda: start_from(made.model, start)))
     saving = save_memory(made.model, made.memory, made.compile)
     share = share_of_batch(made.batch_size, made.accumulate)
     if not made.metrics:

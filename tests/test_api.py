@@ -15,7 +15,7 @@ import torch
 from tiny_settings import TINY_DENSE
 
 import boxwright as bw
-from boxwright.assembly import describe_data
+from boxwright.assembly import assemble, describe_data
 from boxwright.config import NumClasses, apply_overrides, from_json, to_json
 from boxwright.engine.checkpoint import load_weights, save_weights
 from boxwright.engine.precision import resolve_precision
@@ -72,6 +72,20 @@ def test_recipes_is_a_function_and_a_package() -> None:
 
     assert bw.recipes()["fcos_mnv2_320"].startswith("FCOS")
     assert bw.recipes.fcos is fcos  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_training_starts_from_a_trained_detector(
+    run: bw.Run, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tiny_data)
+    monkeypatch.chdir(run.path.parent)
+    config.start_from = run.path.name
+    config.model.backbone.weights = "nowhere.pth"  # is not looked for
+    parts = assemble(config, tmp_path, resume=False, console=False)
+    trained, _ = load_weights(run.path)
+    assert parts.config.start_from == str(run.path.absolute())
+    for name, value in parts.experiment.model.state_dict().items():
+        assert torch.equal(value, trained[name]), name
 
 
 def test_build_does_not_change_the_recipe() -> None:

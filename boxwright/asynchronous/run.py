@@ -123,6 +123,7 @@ def build_worker(
     """
     described = from_json(config, trust)
     set_tagged(described, Pretrained, None)  # all weights come from the server
+    described.start_from = None  # pyright: ignore[reportAttributeAccessIssue]
     parts = assemble(described, Path(), False, console=False)  # pyright: ignore[reportArgumentType]
     made, place = parts.experiment, resolve_device(device)
     precision = resolve_precision(made.precision, place)

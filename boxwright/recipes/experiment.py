@@ -47,6 +47,9 @@ class Experiment:
             it is what is evaluated and loaded.
         precise_norm: batches that each process looks at after training, with the final weights, for the
             statistics of the batch norms (`engine.hooks.PreciseNormHook`); 0 keeps the running averages.
+        start_from: run folder, checkpoint or weights file of a trained detector of the same recipe, whose
+            weights the model begins with; what depends on the classes begins anew where they are others.
+            Backbones then fetch no weights of their own. A resumed run goes on from its own checkpoint.
         seed: of weights, order and augmentation.
         compile: whether `torch.compile` makes one graph of the loss.
         evaluate_every: epochs between evaluations on the validation split.
@@ -73,6 +76,7 @@ class Experiment:
     accumulate: int = 1
     ema_decay: float | None = None
     precise_norm: int = 0
+    start_from: str | None = None
     seed: int = 0
     compile: bool = False
     evaluate_every: int = 1
