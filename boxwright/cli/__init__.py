@@ -81,5 +81,7 @@ def _told(error: Exception) -> str | None:
 
 def _speaks(error: Exception) -> bool:
     """Whether it falls to this process: all have the same to say, or one alone speaks for another."""
+    if not isinstance(error, BoxwrightError):
+        return True  # what the machine refused one process, no other can tell
     # Not by the rank: a machine whose processes fail before they have met the others would say nothing.
     return error.speaks if isinstance(error, RankError) else os.environ.get("LOCAL_RANK", "0") == "0"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,21 +71,42 @@ def train(
 
     A recipe of your own is given as `my_recipe.py:function`.
     """
-    experiment, out, _ = chosen(words, resume, trust)
-    from .. import api
+    with ranks(device) as on_every_rank:
+        experiment, out, _ = on_every_rank(lambda: chosen(words, resume, trust))
+        from .. import api
 
-    run = api.train(
-        experiment,
-        out,
-        resume,
-        device=device,
-        console=not quiet,
-        check=not no_check,
-        report=not no_report,
-        trust=trust or (),
-    )
+        run = api.train(
+            experiment,
+            out,
+            resume,
+            device=device,
+            console=not quiet,
+            check=not no_check,
+            report=not no_report,
+            trust=trust or (),
+        )
     if os.environ.get("RANK", "0") == "0":  # the group is left by now: ask the launcher who is first
         show(run)
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """Inside, the processes of `torchrun` have met; gives what calls a function on each of them.
+
+    What one alone stumbles over, such as a recipe's file that its machine lacks, the main one then tells.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield lambda function: function()
+        return
+    from ..distributed import start, stop
+    from ..engine.messages import on_every_rank
+    from ..engine.placing import resolve_device
+
+    start(resolve_device(device))
+    try:
+        yield on_every_rank
+    finally:
+        stop()
 
 
 def chosen(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,3 +303,23 @@ def test_settings_of_workers_that_are_damaged_are_named(tmp_path: Path) -> None:
         (tmp_path / SETTINGS).write_text(text)
         with pytest.raises(ConfigError, match=f"{SETTINGS} cannot be read .*say replicas= again"):
             _settings(tmp_path, None, None, resume=True)
+
+
+@pytest.mark.slow
+def test_what_one_process_stumbles_over_at_the_start_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "half_there.py").write_text(
+        "import os, boxwright as bw\n"
+        "def recipe():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise FileNotFoundError('extra.txt')\n"
+        "    return bw.recipe('fcos_mnv2_320')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = ["train", "half_there.py", "data.root=nowhere", "out=run"]
+    done = subprocess.run(
+        [*launcher, "-m", "boxwright", *words], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode != 0
+    message = "rank 1 failed: ConfigError: half_there.py: recipe failed with FileNotFoundError: extra.txt"
+    assert done.stderr.count(f"boxwright: {message}") == 1, done.stderr
+    assert done.stderr.count("boxwright: ") == 1
