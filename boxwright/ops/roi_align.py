@@ -213,7 +213,7 @@ def _roi_align_backward_fake(
     widths: Sequence[int],
     *_: Any,
 ) -> list[Tensor]:
-    batch, _, channels = grad.shape[:3]
+    batch, channels = grad.shape[0], grad.shape[2]
     if not gives_channels_last(grad):
         return [grad.new_empty(batch, channels, h, w) for h, w in zip(heights, widths, strict=True)]
     shapes = [(batch, h, w, channels) for h, w in zip(heights, widths, strict=True)]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...distributed import mean_over_ranks, world_size
+from ...ops.boxes import centres
 from ...structures import Assignment, DensePredictions, Priors, Targets
 from ..protocols import Assigner, BoxWeight, ClassLoss, Coder, ElementLoss, Quality, Sampler
 from ..samplers import AllSampler
@@ -89,7 +90,7 @@ class Centreness(_BinaryQuality):
 
     def target(self, boxes: Tensor, priors: Tensor) -> Tensor:
         """Targets `(...)` in 0..1 for ground truth and priors `(..., 4)`."""
-        centre = (priors[..., :2] + priors[..., 2:]) / 2
+        centre = centres(priors)
         before, after = (centre - boxes[..., :2]).clamp(min=0), (boxes[..., 2:] - centre).clamp(min=0)
         ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
         return ratio.prod(-1).sqrt()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
-from ..layers import bias_for_prior
-from ..layers.conv import ConvFactory, ConvNorm
-from ..layers.scale import Scale
+from ..layers import ConvFactory, NormLayer, Scale, bias_for_prior, conv_tower, init_normal
 from ..protocols import Coder, PriorGenerator
 from ..targets import Sample
 from .criterion import DenseCriterion
@@ -111,7 +108,7 @@ class DenseHead(PriorHead):
         stem_convs: int = 0,
         tower_convs: int = 4,
         predictor_kernel: int = 3,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: NormLayer | None = None,
         conv: ConvFactory = nn.Conv2d,
         last_conv: ConvFactory | None = None,
         quality_branch: Literal["class", "box"] | None = None,
@@ -129,16 +126,12 @@ class DenseHead(PriorHead):
         self.num_classes = num_classes
         self.columns = criterion.class_loss.columns(num_classes)
 
-        def convs(count: int, first: int, last: ConvFactory = conv) -> nn.Sequential:
-            widths, makers = [first] + [channels] * count, [conv] * (count - 1) + [last]
-            steps = zip(pairwise(widths), makers, strict=False)
-            return nn.Sequential(*(ConvNorm(i, o, 3, norm=norm, conv=make) for (i, o), make in steps))
-
-        per_place = priors.num_per_place()
-        self.stem = convs(stem_convs, in_specs[0].channels)
-        width = channels if stem_convs else in_specs[0].channels
-        self.class_tower, self.box_tower = (convs(tower_convs, width, last_conv or conv) for _ in range(2))
-        width = channels if tower_convs else width
+        stem = [in_specs[0].channels] + [channels] * stem_convs
+        tower = [stem[-1]] + [channels] * tower_convs
+        per_place, width = priors.num_per_place(), tower[-1]
+        self.stem = conv_tower(stem, norm=norm, conv=conv)
+        self.class_tower = conv_tower(tower, norm=norm, conv=conv, last_conv=last_conv)
+        self.box_tower = conv_tower(tower, norm=norm, conv=conv, last_conv=last_conv)
         kernel, padding = predictor_kernel, predictor_kernel // 2
         self.class_predictor = nn.Conv2d(width, per_place * self.columns, kernel, padding=padding)
         self.box_predictor = nn.Conv2d(width, per_place * coder.size, kernel, padding=padding)
@@ -147,11 +140,7 @@ class DenseHead(PriorHead):
             nn.Conv2d(width, per_place, kernel, padding=padding) if quality_branch else None
         )
         self.scales = nn.ModuleList(Scale() for _ in self.strides) if scale_levels else None
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.endswith("conv_offset"):  # which starts from 0
-                nn.init.normal_(module.weight, std=init_std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_normal(self, init_std)
         if class_prior is not None:
             nn.init.constant_(self.class_predictor.bias, bias_for_prior(class_prior))  # pyright: ignore
 

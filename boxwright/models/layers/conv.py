@@ -102,6 +102,7 @@ def conv_tower(
     norm: NormLayer | None = None,
     activation: Activation | None = relu,
     conv: ConvFactory = nn.Conv2d,
+    last_conv: ConvFactory | None = None,
 ) -> nn.Sequential:
     """3x3 `ConvNorm`s one behind the other, `(B, channels[0], H, W)` to `(B, channels[-1], H, W)`.
 
@@ -110,7 +111,12 @@ def conv_tower(
         norm: as in `ConvNorm`.
         activation: as in `ConvNorm`.
         conv: as in `ConvNorm`.
+        last_conv: makes the last convolution instead; None for `conv`.
     """
-    return nn.Sequential(
-        *(ConvNorm(i, o, 3, norm=norm, activation=activation, conv=conv) for i, o in pairwise(channels))
-    )
+    layers = [
+        ConvNorm(i, o, 3, norm=norm, activation=activation, conv=conv) for i, o in pairwise(channels[:-1])
+    ]
+    if len(channels) > 1:
+        before, after, last = channels[-2], channels[-1], last_conv or conv
+        layers.append(ConvNorm(before, after, 3, norm=norm, activation=activation, conv=last))
+    return nn.Sequential(*layers)
