@@ -64,15 +64,17 @@ class Block(nn.Module):
         """Make the layers of the branch."""
         raise NotImplementedError(f"{type(self).__name__} has to define `build_branch`")
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual, before plugin and sum."""
-        raise NotImplementedError(f"{type(self).__name__} has to define `branch`")
+    def inner(self, x: Tensor) -> tuple[Tensor, nn.Module, nn.Module]:
+        """The branch before its last convolution and norm, and these two."""
+        raise NotImplementedError(f"{type(self).__name__} has to define `inner`")
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, H, W)` to `(B, planes * expansion, H / stride, W / stride)`."""
-        residual = self.branch(x)
-        if self.plugin is not None:
-            residual = self.plugin(residual)
+        inner, conv, norm = self.inner(x)
+        if self.plugin is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+            return conv_norm(conv, norm, inner, self.relu, shortcut)
+        residual = self.plugin(conv_norm(conv, norm, inner))
         return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -89,10 +91,9 @@ class BasicBlock(Block):
         self.conv2 = style.conv3x3(planes, planes, 3, stride=1, padding=d, dilation=d, bias=False)
         self.bn2 = style.norm(planes)
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual, before plugin and sum."""
-        x = conv_norm_act(self.conv1, self.bn1, self.relu, x)
-        return conv_norm(self.conv2, self.bn2, x)
+    def inner(self, x: Tensor) -> tuple[Tensor, nn.Module, nn.Module]:
+        """The branch before its last convolution and norm, and these two."""
+        return conv_norm_act(self.conv1, self.bn1, self.relu, x), self.conv2, self.bn2
 
 
 class Bottleneck(Block):
@@ -114,11 +115,10 @@ class Bottleneck(Block):
         self.conv3 = style.conv(width, planes * self.expansion, 1, bias=False)
         self.bn3 = style.norm(planes * self.expansion)
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual, before plugin and sum."""
+    def inner(self, x: Tensor) -> tuple[Tensor, nn.Module, nn.Module]:
+        """The branch before its last convolution and norm, and these two."""
         x = conv_norm_act(self.conv1, self.bn1, self.relu, x)
-        x = conv_norm_act(self.conv2, self.bn2, self.relu, x)
-        return conv_norm(self.conv3, self.bn3, x)
+        return conv_norm_act(self.conv2, self.bn2, self.relu, x), self.conv3, self.bn3
 
 
 class Shortcut(nn.Sequential):

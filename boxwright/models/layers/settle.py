@@ -7,8 +7,8 @@ its kernel first, and oneDNN sorts the kernel into blocks: for one image that is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +21,36 @@ Source = tuple[tuple[int, int], ...]
 """The tensors that something was made of, each by its place in memory and the number of its changes."""
 
 
-class Ready(NamedTuple):
+SHAPES = 32
+"""Sizes of input that a layer keeps kernels for: some levels of a pyramid for each shape of canvas."""
+
+
+@dataclass(frozen=True)
+class Ready:
     """Kernel and bias as a pass wants them: in the dtype that is computed in, with a norm's map in them.
 
     A convolution on a CPU has its kernel in oneDNN's order, too. That depends on the size of the input, and
-    one of the wrong order takes far longer than to sort anew, so it is for inputs of its own shape alone.
+    one of the wrong order takes far longer than to sort anew, so each size has its own; they are one and the
+    same tensor where the order is.
     """
 
     source: Source
     weight: Tensor
     bias: Tensor | None
-    packed: Tensor | None = None
-    shape: torch.Size | None = None
+    packed: dict[torch.Size, Tensor] = field(default_factory=dict)
 
-    def kernel(self, x: Tensor) -> Tensor:
+    def kernel(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The one for such an input."""
-        return self.weight if self.packed is None or x.shape != self.shape else self.packed
+        if not isinstance(layer, nn.Conv2d) or not _is_packed(layer, x, self.weight.dtype):
+            return self.weight
+        found = self.packed.get(x.shape)
+        if found is None and len(self.packed) < SHAPES:
+            sizes = layer.padding, layer.stride, layer.dilation, layer.groups
+            found = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, list(x.shape))
+            order = _order(found)
+            found = next((known for known in self.packed.values() if _order(known) == order), found)
+            self.packed[x.shape] = found
+        return self.weight if found is None else found
 
 
 class Kept(dict[torch.dtype, Ready]):
@@ -87,17 +101,27 @@ def ready(
     if found is None or found.source != source:
         weight, bias = make()
         weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
-        packed = None
-        if isinstance(layer, nn.Conv2d) and _is_packed(layer, x, dtype):
-            sizes = layer.padding, layer.stride, layer.dilation, layer.groups
-            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(x.shape))
-        found = kept[dtype] = Ready(source, weight, bias, packed, x.shape)
+        found = kept[dtype] = Ready(source, weight, bias)
     return found
 
 
-def run(layer: nn.Module, x: Tensor, made: Ready) -> Tensor:
-    """The layer with such a kernel and bias."""
-    return _RUN[type(layer)](layer, x, made.kernel(x), made.bias)
+def run(
+    layer: nn.Module,
+    x: Tensor,
+    made: Ready,
+    activation: nn.Module | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """The layer with such a kernel and bias; then `shortcut` is added, then the activation.
+
+    What oneDNN knows is done while the outputs of a convolution are still in registers.
+    """
+    kernel = made.kernel(layer, x)
+    if kernel.is_mkldnn:
+        return _convolve_packed(layer, x, kernel, made.bias, activation, shortcut)  # pyright: ignore
+    output = _RUN[type(layer)](layer, x, kernel, made.bias)
+    output = output if shortcut is None else output + shortcut
+    return output if activation is None else activation(output)
 
 
 def _forward(layer: nn.Module, before: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -113,7 +137,7 @@ def _source(layer: nn.Module) -> Source:
 @cache
 def has_packing() -> bool:
     """Whether this build of PyTorch has what its compiler calls for convolutions with frozen weights."""
-    names = "_reorder_convolution_weight", "_convolution_pointwise"
+    names = "_reorder_convolution_weight", "_convolution_pointwise", "_get_mkldnn_serialized_md"
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
@@ -124,11 +148,35 @@ def _is_packed(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> bool:
     return last and plain and known and has_packing()
 
 
+def _order(packed: Tensor) -> bytes:
+    """How a kernel lies in memory."""
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()
+
+
+def _convolve_packed(
+    layer: nn.Conv2d,
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    activation: nn.Module | None,
+    shortcut: Tensor | None,
+) -> Tensor:
+    sizes = layer.padding, layer.stride, layer.dilation, layer.groups
+    x = x.to(kernel.dtype)
+    name, numbers = _FUSED.get(type(activation), _unknown)(activation)
+    if shortcut is None:
+        output = torch.ops.mkldnn._convolution_pointwise(x, kernel, bias, *sizes, name, numbers, "")
+    else:
+        name = name if name == "relu" else "none"  # the only one that oneDNN has behind a sum
+        done = "relu" if name == "relu" else None
+        shortcut = shortcut.to(kernel.dtype)
+        output = torch.ops.mkldnn._convolution_pointwise.binary(
+            *(x, shortcut, kernel, bias, *sizes), "add", 1.0, done, [], ""
+        )
+    return output if activation is None or name != "none" else activation(output)
+
+
 def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.is_mkldnn:
-        sizes = layer.padding, layer.stride, layer.dilation, layer.groups
-        x = x.to(weight.dtype)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *sizes, "none", [], "")
     return layer._conv_forward(x, weight, bias)
 
 
@@ -140,6 +188,17 @@ def _convolve_transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor, b
 def _multiply(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear(x, weight, bias)
 
+
+def _unknown(activation: nn.Module | None) -> tuple[str, list[float]]:
+    return "none", []
+
+
+_FUSED: dict[type, Callable[..., tuple[str, list[float]]]] = {
+    nn.ReLU: lambda activation: ("relu", []),
+    nn.ReLU6: lambda activation: ("hardtanh", [0.0, 6.0]),
+    nn.LeakyReLU: lambda activation: ("leaky_relu", [activation.negative_slope]),
+}
+"""Activations that oneDNN does with a convolution: its name and numbers."""
 
 _RUN: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv2d: _convolve,

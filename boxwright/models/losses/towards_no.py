@@ -44,13 +44,18 @@ def _cost(logits: Tensor, gamma: float) -> Tensor:
     return cost if gamma == 0 else logits.sigmoid().pow(gamma) * cost
 
 
+def _rows_of_block(logits: Tensor) -> int:
+    rows, classes = logits.shape
+    return max(1, BLOCK // classes if logits.device.type == "cpu" else rows)
+
+
 class _TowardsNo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-        rows, classes = logits.shape
+        rows = len(logits)
         costs = logits.new_empty(rows, dtype=torch.float32)
         slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        step = max(1, BLOCK // classes) if logits.device.type == "cpu" else max(1, rows)
+        step = _rows_of_block(logits)
         for first in range(0, rows, step):
             part = slice(first, first + step)
             values = logits[part].float()
@@ -76,6 +81,10 @@ class _TowardsNo(torch.autograd.Function):
         slope, labels = ctx.saved_tensors
         # Beside all activations there is no second matrix of this size, unless the slope is wanted once more.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore
-        grad = (slope.clone() if keep else slope).mul_(grad_costs[:, None])
+        grad = slope.clone() if keep else slope
+        # By blocks here, too: low precision is multiplied in float32.
+        for first in range(0, len(grad), step := _rows_of_block(grad)):
+            part = slice(first, first + step)
+            grad[part].mul_(grad_costs[part, None])
         grad.scatter_add_(1, labels[:, None], grad_at_label[:, None].to(slope.dtype))
         return grad, None, None

@@ -78,3 +78,24 @@ def test_no_activation_of_the_convolution_is_kept_for_the_gradient(folded):
         output = conv_norm(conv, norm, torch.randn(2, 4, 8, 8))
     assert output.requires_grad
     assert output.shape not in kept
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_of_pointwise_convolutions_in_bf16_are_those_of_the_convolution(stride, bias, last):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(24, 40, 1, stride=stride, bias=bias), nn.BatchNorm2d(40).eval()
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, 24, 9, 7).bfloat16().float().contiguous(memory_format=layout)
+    upstream = torch.randn(2, 40, -(-9 // stride), -(-7 // stride)).bfloat16()
+    results = []
+    for low in (True, False):
+        leaf, module = x.clone().requires_grad_(), nn.ModuleList(copy.deepcopy((conv, norm)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            output = conv_norm(module[0], module[1], leaf)
+        output.backward(upstream.to(output.dtype))
+        results.append((leaf.grad, *(p.grad for p in module.parameters())))
+    for found, expected in zip(*results, strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 2**-6 * expected.abs().max()

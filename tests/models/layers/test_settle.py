@@ -1,13 +1,22 @@
 """Weights made ready once: the same values, and nothing old once they change."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from boxwright.models.backbones.folding import fold_norms
-from boxwright.models.layers import ConvNorm, FrozenBatchNorm2d, StridedDepthwiseConv2d, set_folding, settle
+from boxwright.models.backbones.resnet_blocks import BlockStyle, Bottleneck
+from boxwright.models.layers import (
+    ConvNorm,
+    FrozenBatchNorm2d,
+    StridedDepthwiseConv2d,
+    conv_norm,
+    set_folding,
+    settle,
+)
 from boxwright.models.layers.settle import Ready, has_packing
 from boxwright.ops.linear import use_fast_linear
 
@@ -115,7 +124,73 @@ def test_convolutions_lie_in_onednns_order_whatever_the_size_of_the_image():
             image = x.repeat(1, 1, 3, 3)[:, :, :size, :size].contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(net(image), expected(image))
     if has_packing():
-        assert sum(made.packed is not None for made in kept(net)) == 5
+        assert [len(made.packed) for made in kept(net) if made.packed] == [3] * 5
+
+
+@pytest.mark.skipif(not has_packing(), reason="oneDNN's convolutions are not in this build")
+def test_levels_of_one_layer_each_have_a_sorted_kernel_and_share_it_where_it_lies_alike():
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    settle(layer)
+    levels = [torch.randn(1, 64, n, n).contiguous(memory_format=torch.channels_last) for n in (40, 20, 10)]
+    with torch.inference_mode():
+        for x in levels * 2:
+            torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.weight, layer.bias))
+    (made,) = kept(layer)
+    assert set(made.packed) == {x.shape for x in levels}
+    assert len({id(kernel) for kernel in made.packed.values()}) < 3
+    assert all(kernel.is_mkldnn for kernel in made.packed.values())
+
+
+def test_sizes_without_end_are_not_all_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[Ready.__module__], "SHAPES", 2)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    settle(layer)
+    with torch.inference_mode():
+        for n in range(8, 14):
+            x = torch.randn(1, 4, n, n).contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.weight, layer.bias))
+    assert len(kept(layer)[0].packed) == (2 if has_packing() else 0)
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, None])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU(True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.SiLU(), None])
+def test_sum_and_activation_are_done_by_the_convolution(activation, added: bool, norm, low: bool):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(16, 16, 3, padding=1), None if norm is None else norm(16)
+    x, other = (torch.randn(1, 16, 9, 7).contiguous(memory_format=torch.channels_last) * 4 for _ in range(2))
+    before = other.clone()
+    set_folding(conv, "always")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        shortcut = (other.bfloat16() if low else other) if added else None
+        expected = conv_norm(conv, norm, x, activation, shortcut)
+        settle(conv)
+        found = conv_norm(conv, norm, x, activation, shortcut)
+    torch.testing.assert_close(found, expected, rtol=2**-6 if low else 1e-5, atol=2**-5 if low else 1e-5)
+    assert torch.equal(other, before)  # the shortcut may be a level that others read
+
+
+@pytest.mark.skipif(not has_packing(), reason="oneDNN's convolutions are not in this build")
+@pytest.mark.parametrize("traced", [False, True])
+def test_residual_blocks_leave_no_sum_and_no_activation_behind(traced: bool):
+    block = Bottleneck(
+        16, 4, 1, BlockStyle(1, 64, False, False, 1, FrozenBatchNorm2d, nn.Conv2d, nn.Conv2d, None)
+    )
+    net = block.eval()
+    if traced:
+        net = nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU6()).eval()
+        assert fold_norms(net) == 1
+    set_folding(net, "always")
+    settle(net)
+    x = torch.randn(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        net(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            net(x)
+    names = {event.key for event in profiled.key_averages()}
+    assert "mkldnn::_convolution_pointwise" in names
+    assert not names & {"aten::add", "aten::relu_", "aten::clamp_min_", "aten::hardtanh", "aten::hardtanh_"}
 
 
 def test_compiled_the_layers_are_what_they_were():
