@@ -163,6 +163,7 @@ class Evil:
         return os.system, ("true",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_with_code_gives_no_advice_to_run_it(tmp_path):
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"could run code .*it asks for posix\.system") as told:
