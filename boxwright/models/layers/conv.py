@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .fold import conv_norm, conv_norm_act
+from .fold import conv_norm
 from .norm import NormLayer
 
 Activation = Callable[[], nn.Module]
@@ -90,10 +90,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
-        if self.norm is not None and self.activation is not None:
-            return conv_norm_act(self.conv, self.norm, self.activation, x)
-        x = self.conv(x) if self.norm is None else conv_norm(self.conv, self.norm, x)
-        return x if self.activation is None else self.activation(x)
+        return conv_norm(self.conv, self.norm, x, self.activation)
 
 
 def conv_tower(
