@@ -16,6 +16,8 @@ def run(device: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, device], env=os.environ | environment, capture_output=True, text=True
     )
+    if done.stderr.strip() == "no loops":
+        pytest.skip("this Triton's interpreter cannot run loops with this NumPy: update one of them")
     assert done.stdout.strip() == "agree", done.stderr[-3000:]
 
 
