@@ -20,7 +20,11 @@ from boxwright.interop import from_mmdetection
 from boxwright.models.dense_heads import GuidedAnchorHead
 from boxwright.models.detectors import Normalise
 
-RECORDS = sorted(path.name.removesuffix(".json.gz") for path in FOLDER.glob("*.json.gz"))
+RECORDS = sorted(
+    path.name.removesuffix(".json.gz")
+    for path in FOLDER.glob("*.json.gz")
+    if not path.name.startswith("detectron2_")
+)
 QUICK = ("retinanet_r50_fpn_1x_coco", "cascade-mask-rcnn_r50_fpn_1x_coco")
 
 
