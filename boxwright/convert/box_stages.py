@@ -136,9 +136,15 @@ def _dynamic(settings: Settings, criterion: Config) -> None:
         )
         if criterion.code_loss is None or criterion.code_loss.__fn_or_cls__ is not SmoothL1:
             raise ConfigError(f"{settings.path}: Dynamic R-CNN changes the beta of a SmoothL1Loss")
+        beta = settings("initial_beta", 1.0)
+        if criterion.code_loss.beta != beta:
+            raise ConfigError(
+                f"{settings.path}.initial_beta is {beta}, the beta of loss_bbox {criterion.code_loss.beta}; "
+                "in Boxwright they are one number"
+            )
         criterion.code_loss = Config(
             DynamicSmoothL1,
-            beta=settings("initial_beta", 1.0),
+            beta=beta,
             bottom=settings("beta_topk"),
             interval=interval,
             weight=criterion.code_loss.weight,

@@ -70,6 +70,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     (MASK, "roi_head.mask_head.loss_mask.use_mask", ..., "use_mask"),
     (MASK, "roi_head.mask_head.loss_mask.type", "DiceLoss", "loss_mask is a DiceLoss"),
     ("htc", "roi_head.semantic_head.ignore_label", 0, "ignore_label"),
+    ("dynamic", "train_cfg.rcnn.dynamic_rcnn.initial_beta", 0.7, "initial_beta is 0.7"),
     (CASCADE, "roi_head.stage_loss_weights", [1, 1], "stage_loss_weights has 2"),
     (CASCADE, "roi_head.num_stages", 2, "has 3 entries for 2 stages"),
     # Testing.
