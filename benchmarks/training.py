@@ -61,6 +61,7 @@ def measure(
     """Time both in each precision, all in turn."""
     with FlopCounterMode(display=False) as counter:
         pair.step(pair.who, "fp32")()
+    precisions = [precision for precision in precisions if knows(pair, name, precision)]
     kinds = [(who, precision) for precision in precisions for who in ("ours", pair.who)]
     timings = harness.interleave({kind: pair.step(*kind) for kind in kinds}, repeats, device)
     for precision in precisions:
@@ -78,3 +79,13 @@ def measure(
             across = timings[pair.who, "fp32"].median / timings["ours", "bf16"].median
             rows[-1] = replace(rows[-1], value=across, note="times ours in bf16")
         harness.record("training", rows, device)
+
+
+def knows(pair: Pair, name: str, precision: str) -> bool:
+    """Whether the peer can train in a precision at all; says so if not (mmcv's NMS has no bf16 on a CPU)."""
+    try:
+        pair.step(pair.who, precision)()
+    except RuntimeError as error:
+        print(f"{name}: left out, {pair.who} does not train in {precision}: {error}")
+        return False
+    return True

@@ -170,7 +170,7 @@ class _CrossNorm(torch.autograd.Function):
         ctx.group = group
         output = centred * (scale * weight)[:, None, None] + bias[:, None, None]
         ctx.mark_non_differentiable(mean, variance, pixels)
-        if output.dtype != x.dtype:  # in a graph of torch 2.11 a `to` that does nothing would cut the gradient
+        if output.dtype != x.dtype:  # in graphs of torch 2.11 a `to` that does nothing cuts the gradient
             output = output.to(x.dtype)
         return output, mean, variance, pixels
 
