@@ -146,12 +146,13 @@ def record(name: str, rows: list[Row], device: torch.device) -> None:
         for row in rows:
             values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
             writer.writerow(about | values)
+            time = f"{row.seconds * 1e3:10.2f} ms (+-{row.spread:.0%})" if row.seconds else ""
             per_second = f", {row.batch / row.seconds:.3g} images/s" if row.batch and row.seconds else ""
             share = f", {row.share:.0%} of the matmul rate" if row.share else ""
             value = f", {row.value:.4g} {row.note}" if row.note else ""
             print(
-                f"{row.case:34} {row.who:12} {row.precision:5} {row.seconds * 1e3:10.2f} ms "
-                f"(+-{row.spread:.0%}){per_second}, ours is {row.ratio:.2f}x{share}{value}",
+                f"{row.case:34} {row.who:12} {row.precision:5} {time}{per_second}, "
+                f"ours is {row.ratio:.2f}x{share}{value}",
                 flush=True,
             )
 
