@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,13 +22,27 @@ def doubtful(split: str, table: Table) -> Iterator[Finding]:
 
 
 def _repeated_images(split: str, table: Table) -> Iterator[Finding]:
-    names = table.file_names
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    """Images with several entries whose objects differ; the same entry again is seen more often, no more."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(table.file_names):
+        rows.setdefault(name, []).append(row)
+    twice = [name for name, entries in rows.items() if len(entries) > 1 and _differ(table, entries)]
     if twice:
-        text = "images that stand more than once: in each entry the objects of the others train as background"
+        text = (
+            "images that stand more than once, with other objects: "
+            "in each entry the objects of the others train as background"
+        )
         remedy = "make one entry of each image, with all its objects"
         first, more = twice[0], "; ".join(twice[1:_EXAMPLES])
         yield Finding("error", "image_twice", text, first, more, remedy, len(twice), split)
+
+
+def _differ(table: Table, rows: list[int]) -> bool:
+    first, *others = (table[row] for row in rows)
+    return not all(
+        np.array_equal(first.boxes, other.boxes) and np.array_equal(first.labels, other.labels)
+        for other in others
+    )
 
 
 def _divided_boxes(split: str, table: Table) -> Iterator[Finding]:

@@ -81,6 +81,16 @@ def test_an_image_that_stands_twice_stops_a_training(change) -> None:
     assert codes(change(edit))["image_twice"] == "error"
 
 
+def test_an_image_that_stands_twice_with_the_same_objects_is_seen_more_often(change) -> None:
+    def edit(content: Any) -> None:
+        first = content["images"][0]
+        content["images"].append({**first, "id": 77})
+        own = [a for a in content["annotations"] if a["image_id"] == first["id"]]
+        content["annotations"] += [{**a, "id": 700 + i, "image_id": 77} for i, a in enumerate(own)]
+
+    assert "image_twice" not in codes(change(edit))
+
+
 def test_coordinates_divided_by_the_size_stop_a_training(tmp_path: Path, write_image) -> None:
     write_image(tmp_path / "a.jpg")
     objects = [{"label": "cat", "box": [0.1, 0.2, 0.5, 0.6]}, {"label": "cat", "box": [0.3, 0.2, 1, 0.6]}]
