@@ -1,4 +1,6 @@
-"""The one family of errors that Boxwright raises for what a user can mend."""
+"""The one family of errors that Boxwright raises for what a user can mend, and what messages are made of."""
+
+from collections.abc import Iterable
 
 
 class BoxwrightError(Exception):
@@ -42,6 +44,12 @@ class MissingExtraError(BoxwrightError, ImportError):
 
     def __reduce__(self) -> tuple:  # ranks send each other their errors
         return MissingExtraError, self._made_of
+
+
+def some_of(names: Iterable[object], most: int = 8) -> str:
+    """Names as a message lists them: the first `most`, and how many more there are."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def is_of_dead_worker(error: BaseException) -> bool:

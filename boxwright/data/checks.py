@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, some_of
 from .dataset import Data
 from .findings import SEVERITIES, CheckReport, Finding
 from .images import decode_image, image_size, is_turned, looks_whole
@@ -59,7 +59,7 @@ _REMEDIES = {
     "box_clipped": "none needed below a pixel; else correct the coordinates: where they are many, the second "
     "corner may stand in place of width and height",
     "polygon_dropped": "draw the polygons again",
-    "mask_missing": "add the masks, or do not train on masks",
+    "mask_missing": "add the masks, or leave it so; the fewer have one, the less a mask head learns",
     "annotation_id_twice": "give each annotation its own id",
     "annotation_id_zero": "none needed; ids that begin with 1 are kept",
     "federated": "none needed to try it out; numbers are not those of LVIS's own evaluation",
@@ -205,7 +205,7 @@ def _classes(data: Data) -> Iterator[Finding]:
     if alike:
         text = "classes whose names differ in capitals, spaces, hyphens or underscores alone"
         remedy = "spell each class in one way in all annotations, unless they are different things"
-        yield Finding("warning", "class_alike", text, "", _some(alike), remedy, len(alike))
+        yield Finding("warning", "class_alike", text, "", some_of(alike), remedy, len(alike))
     counts = {s: np.bincount(t.objects().labels, minlength=len(names)) for s, t in data.splits.items()}
     trained = next((s for s in ("train", "trainval") if s in data.splits), None)
     total = np.sum(list(counts.values()), axis=0)
@@ -213,7 +213,7 @@ def _classes(data: Data) -> Iterator[Finding]:
     if empty:
         text = "classes that are declared but have no example in any split; they keep their labels"
         remedy = "remove them from the annotations if they are not meant"
-        yield Finding("info", "class_without_examples", text, "", _some(empty), remedy, len(empty))
+        yield Finding("info", "class_without_examples", text, "", some_of(empty), remedy, len(empty))
     if trained is None:
         return
     lacking = (counts[trained] == 0) & (total > 0)
@@ -221,11 +221,7 @@ def _classes(data: Data) -> Iterator[Finding]:
     if unknown:
         text = f"classes with examples elsewhere but none in {trained}: they cannot be learnt"
         remedy = "check the spelling of their names, or add examples"
-        yield Finding("warning", "class_unknown", text, "", _some(unknown), remedy, len(unknown))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        yield Finding("warning", "class_unknown", text, "", some_of(unknown), remedy, len(unknown))
 
 
 def _shifted(data: Data) -> Iterator[Finding]:

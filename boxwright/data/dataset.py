@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import DataError
+from ..errors import DataError, some_of
 from ..labels import LabelMap
 from .cache import cached_table
 from .readers import coco, fields, light, others, voc, yolo
@@ -271,13 +271,12 @@ def _nothing_found(base: Path, format: str | None, explicit: dict[str, str]) -> 
     readers = [r for r in READERS if format in (None, r.NAME)]
     looked = "\n".join(f"  - {r.LOOKED_FOR}" for r in readers)
     entries = sorted(f"{p.name}/" if p.is_dir() else p.name for p in base.iterdir())
-    there = ", ".join(entries[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
     asked = "".join(f" {split}={value!r}" for split, value in explicit.items())
     like = "".join(f"  - {kind}\n" for kind in (others.recognise(base) if not explicit else ()))
     seen = f"It looks like:\n{like}" if like else ""
     return (
         f"{base}: no annotations found{' for' + asked if asked else ''}. "
-        f"It holds: {there or 'nothing'}.\n{seen}Looked for:\n{looked}\n"
+        f"It holds: {some_of(entries, 20) or 'nothing'}.\n{seen}Looked for:\n{looked}\n"
         "If it has one of these formats, say where with format=, annotations=, images=, train=, val= or "
         f"test= (paths relative to the folder). If not: {others.REMEDY}"
     )

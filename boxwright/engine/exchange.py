@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..distributed import rank, world_size
-from ..errors import ConfigError
+from ..errors import ConfigError, some_of
 
 if TYPE_CHECKING:
     from .powersgd import PowerSGD
@@ -42,10 +42,9 @@ class Exchange:
         """
         unused = [name for name, p in self.required if p.grad is None and p.requires_grad]
         if unused:
-            more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
             raise ConfigError(
                 f"on rank {rank()} {len(unused)} parameters had no part in the loss, so that other ranks "
-                f"would wait for their gradients: {', '.join(unused[:SHOWN])}{more}. Freeze them "
+                f"would wait for their gradients: {some_of(unused, SHOWN)}. Freeze them "
                 "(requires_grad_(False)) or give them a part in the loss; where steps differ in what they "
                 "use, set communication.find_unused=true"
             )

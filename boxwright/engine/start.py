@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, some_of
 from .checkpoint import load_weights
 
 LEAST = 0.5
 """Share of a model's numbers that has to come from the file; below it the file is of another detector."""
-SHOWN = 6
-"""Most names that a message lists."""
 
 
 def start_from(model: nn.Module, source: str | Path) -> str:
@@ -39,19 +36,14 @@ def start_from(model: nn.Module, source: str | Path) -> str:
     share = sum(own[name].numel() for name in fitting) / max(1, sum(value.numel() for value in own.values()))
     if share < LEAST:
         raise CheckpointError(
-            f"start_from={source}: only {share:.0%} of the model would come from there ({_some(fresh)} would "
-            "not): take the recipe that those weights are of. Files of MMDetection and Detectron2 are read "
-            "after `boxwright convert`"
+            f"start_from={source}: only {share:.0%} of the model would come from there ({some_of(fresh)} "
+            "would not): take the recipe that those weights are of. Files of MMDetection and Detectron2 are "
+            "read after `boxwright convert`"
         )
     model.load_state_dict(fitting, strict=False)
     told = f"starting from {source}: {len(fitting)} of {len(own)} tensors, {share:.1%} of all numbers"
     if fresh:
-        told += f"; anew begin {_some(fresh)}"
+        told += f"; anew begin {some_of(fresh)}"
     if unknown:
-        told += f"; not used are {_some(unknown)}"
+        told += f"; not used are {some_of(unknown)}"
     return told
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from numbers import Real
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, some_of
 from .columns import Found, Record
 
 BAD_RLE = "its 'segmentation' is not a run-length encoding ({'size': [height, width], 'counts': ...})"
@@ -110,8 +110,8 @@ def check_ground_truth(ground_truth: object, iou_type: str = "bbox", source: str
             )
         if annotation.get("category_id") not in categories:
             raise DataError(
-                f"{where} has category {annotation.get('category_id')!r}; known are {_some(categories)}: "
-                "add it to 'categories' or correct the annotation"
+                f"{where} has category {annotation.get('category_id')!r}; known are "
+                f"{some_of(sorted(categories))}: add it to 'categories' or correct the annotation"
             )
         _check_box(annotation.get("bbox"), where)
         if iou_type == "segm" and not annotation.get("segmentation") and not annotation.get("iscrowd", 0):
@@ -168,12 +168,12 @@ def _check_record(
     image_id, category_id = (_integer(record, key, where) for key in ("image_id", "category_id"))
     if sizes is not None and image_id not in sizes:
         raise DataError(
-            f"{where} is for image {image_id}, which the ground truth does not list ({_some(sizes)}); "
-            "evaluate against the data set that the results were made on"
+            f"{where} is for image {image_id}, which the ground truth does not list "
+            f"({some_of(sorted(sizes))}); evaluate against the data set that the results were made on"
         )
     if categories is not None and category_id not in categories:
         raise DataError(
-            f"{where} has category {category_id}; the ground truth knows {_some(categories)}: "
+            f"{where} has category {category_id}; the ground truth knows {some_of(sorted(categories))}: "
             "results hold the data set's own category ids, not labels counted from 0"
         )
     score = record.get("score")
@@ -246,10 +246,3 @@ def _unique_ids(entries: list, what: str, source: str) -> set:
         twice = next(i for i in unique if ids.count(i) > 1)
         raise DataError(f"{source}: {what} id {twice} stands twice; give each {what} an id of its own")
     return unique
-
-
-def _some(values: Iterable, limit: int = 8, text: Callable[[Any], str] = str) -> str:
-    listed = sorted(values)
-    return ", ".join(text(v) for v in listed[:limit]) + (
-        f", ... ({len(listed)} in all)" if len(listed) > limit else ""
-    )

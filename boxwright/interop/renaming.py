@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, some_of
 from ..models.adaptive import AdaptiveValue
 
 LISTED = 12
@@ -59,7 +59,7 @@ class _Misfit:
             (self.reshaped, "the shape differs of"),
             (self.missing, "the source does not have"),
         )
-        lines = [f"{why} {_some(names)}" for names, why in parts if names]
+        lines = [f"{why} {some_of(names, LISTED)}" for names, why in parts if names]
         if lines:
             raise CheckpointError(
                 f"{source} does not fit this {type(model).__name__}: {'; '.join(lines)}. Build the model "
@@ -126,8 +126,3 @@ def state_of_training(model: nn.Module) -> set[str]:
         if isinstance(module, AdaptiveValue)
         for entry in module.state_dict()
     }
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + rest

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, some_of
 
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
 WRAPPERS = ("module.", "model.", "_orig_mod.")
@@ -117,7 +117,7 @@ def load_exactly(
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(problems.values()):
         listed = "; ".join(
-            f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names
+            f"{len(names)} {what}: {some_of(names)}" for what, names in problems.items() if names
         )
         raise CheckpointError(
             f"weights {source} do not fit this {type(module).__name__}: {listed}. "
@@ -248,7 +248,3 @@ def _strip(state: StateDict) -> StateDict:
 
 def _is_dict(content: Mapping, key: str) -> bool:
     return isinstance(content.get(key), Mapping)
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
