@@ -44,6 +44,11 @@ class MaskCrops:
     boxes: Tensor
     offset: Tensor
 
+    @property
+    def present(self) -> Tensor:
+        """`(B, G)` bool, the object has a mask: a crop of some area."""
+        return self.boxes[..., 2] > self.boxes[..., 0]
+
 
 @dataclass(frozen=True)
 class Targets:

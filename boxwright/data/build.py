@@ -272,7 +272,7 @@ class TableBuilder:
             return False
         lacking = np.zeros(len(has_mask), dtype=bool)
         lacking[order] = ~has_mask[order] & (np.array(self.ignore)[order] == 0)
-        text = "objects without a mask in a split where others have one; their mask is empty"
+        text = "objects without a mask where others have one: mask loss and mask AP leave them out"
         self._note_boxes("mask_missing", text, lacking)
         return True
 

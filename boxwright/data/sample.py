@@ -28,7 +28,8 @@ class Sample(TypedDict):
         boxes: `(n, 4)` float32 xyxy in pixels of the image, inside of it.
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
-        masks: `(n, H, W)` uint8, 0 or 1; absent where masks are not asked for.
+        masks: `(n, H, W)` uint8, 0 or 1; all 0 for an object without a mask; absent where masks are not asked
+            for.
         semantic: `(H, W)` uint8, class of each pixel or `NO_CLASS`; absent where maps are not asked for.
         image_id: identity of the image in its split.
         original_size: height and width of the file, whatever the transforms do.
@@ -107,7 +108,8 @@ def load_sample(
 
     Args:
         record: one row of a table.
-        with_masks: rasterise the masks too; each object that is not an `ignore` region must then have one.
+        with_masks: rasterise the masks too, which some object of the split must then have; the bitmap of an
+            object without one is empty.
         with_semantic: read the map of semantic classes too, which the record must then name.
         needed: decode the image no larger than needed, see `decode_reduced`; a `Resizing` transform must
             come next. Boxes, masks and the map are in full.
@@ -145,15 +147,14 @@ def load_sample(
 
 
 def _rasterise(record: Record) -> tv_tensors.Mask:
-    count = len(record.boxes)
-    bitmaps = torch.zeros((count, record.height, record.width), dtype=torch.uint8)
-    for i, mask in enumerate(record.masks if record.masks is not None else [[]] * count):
+    if record.masks is None and not record.ignore.all():
+        raise DataError(
+            f"{record.file}: its split has no masks, but masks are asked for; annotate them, or train a "
+            "detector of boxes (`with_masks=False`)"
+        )
+    bitmaps = torch.zeros((len(record.boxes), record.height, record.width), dtype=torch.uint8)
+    for i, mask in enumerate(record.masks or ()):
         if not mask:
-            if not record.ignore[i]:
-                raise DataError(
-                    f"{record.file}: object {i} has no mask, but masks are asked for; annotate it, mark it "
-                    "as ignore (iscrowd), or train a detector of boxes (`with_masks=False`)"
-                )
             continue
         try:
             bitmaps[i] = torch.from_numpy(to_bitmap(mask, record.height, record.width))

@@ -235,7 +235,8 @@ class Table(Sequence[Record]):
         """The table as a COCO data set: what evaluators take and the COCO writer writes.
 
         Category ids are `label_map.source_ids`; `iscrowd` is 1 for ignore regions. Where the split has
-        masks, an object without one gets run lengths of an empty mask: pycocotools fails on an empty list.
+        masks, an object without one gets run lengths of an empty mask: pycocotools fails on an empty list. In
+        mask AP it counts neither way.
         """
         c, ids = self._columns, self.label_map.source_ids
         flat, names = self.objects(), self.file_names

@@ -100,7 +100,8 @@ class Truth:
 
         Args:
             ground_truth: images, annotations, categories.
-            masks: also encode the masks; of a crowd region that has only a box, the box.
+            masks: also encode the masks; of what has only a box, or run lengths of an empty mask in its place
+                (`Table.to_coco`), the box, and it is a crowd region then.
 
         Raises:
             DataError: an id is no whole number, or the size of an image with a polygon is not stated.
@@ -108,6 +109,11 @@ class Truth:
         annotations = ground_truth["annotations"]
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         areas = np.array([a.get("area", np.nan) for a in annotations], dtype=np.float64)
+        crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
+        encoded = None
+        if masks:
+            encoded, lacking = _encoded(ground_truth)
+            crowd |= lacking  # how well an unknown mask was found cannot be said
         return cls(
             image_ids=np.sort(_ids(ground_truth["images"], "id")),
             category_ids=np.sort(_ids(ground_truth["categories"], "id")),
@@ -115,8 +121,8 @@ class Truth:
             categories=_ids(annotations, "category_id"),
             boxes=boxes,
             areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
-            crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-            masks=_encoded(ground_truth) if masks else None,
+            crowd=crowd,
+            masks=encoded,
         )
 
 
@@ -133,14 +139,20 @@ def _ids(entries: Sequence[Record], key: str) -> np.ndarray:
     return numbers
 
 
-def _encoded(ground_truth: Mapping[str, Any]) -> tuple[Record, ...]:
+def _encoded(ground_truth: Mapping[str, Any]) -> tuple[tuple[Record, ...], np.ndarray]:
+    """Run lengths of each annotation, of its box where it has no mask, and which have none, `(M,)` bool."""
     from faster_coco_eval.core import mask
 
     sizes = {image["id"]: (image.get("width"), image.get("height")) for image in ground_truth["images"]}
-    encoded = []
+    encoded, lacking = [], []
     for annotation in ground_truth["annotations"]:
         x, y, w, h = annotation["bbox"]
-        shape = annotation.get("segmentation") or [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        shape = annotation.get("segmentation")
+        if isinstance(shape, dict) and isinstance(shape["counts"], list):
+            shape = mask.frPyObjects(shape, *shape["size"])
+        lacking.append(not shape or (isinstance(shape, dict) and not mask.area(shape)))
+        if lacking[-1]:
+            shape = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         width, height = sizes[annotation["image_id"]]
         if isinstance(shape, list) and (width is None or height is None):
             raise DataError(
@@ -150,7 +162,5 @@ def _encoded(ground_truth: Mapping[str, Any]) -> tuple[Record, ...]:
         if isinstance(shape, list):
             rings: Any = mask.frPyObjects(shape, height, width)
             shape = mask.merge(rings)
-        elif isinstance(shape["counts"], list):
-            shape = mask.frPyObjects(shape, *shape["size"])
         encoded.append(shape)
-    return tuple(encoded)
+    return tuple(encoded), np.array(lacking, dtype=bool)

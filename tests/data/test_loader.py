@@ -15,6 +15,7 @@ from PIL import Image
 
 from boxwright import distributed
 from boxwright.data.canvas import Canvas
+from boxwright.data.collate import collate
 from boxwright.data.loader import REPEATED, Loader
 from boxwright.data.sample import load_sample
 from boxwright.data.sampling import plan_batches
@@ -208,10 +209,14 @@ def test_wrong_size_and_missing_masks_are_named(table):
 
     with pytest.raises(DataError, match=r"1\.png.*30 x 20.*31 x 20"):
         load_sample(replace(table.records[1], width=31))
-    lacking = replace(table.records[3], masks=[[], [], []], ignore=np.array([True, False, True]))
-    with pytest.raises(DataError, match=r"3\.png.*object 1 has no mask"):
+    lacking = replace(table.records[3], masks=None)
+    with pytest.raises(DataError, match=r"3\.png.*no masks"):
         load_sample(lacking, with_masks=True)
     assert "masks" not in load_sample(lacking)
+    some = replace(table.records[3], masks=[table.records[3].masks[0], [], []], ignore=np.zeros(3, bool))
+    masks = load_sample(some, with_masks=True)["masks"]  # an object without one has an empty mask
+    assert [bool(mask.any()) for mask in masks] == [True, False, False]
+    assert collate([load_sample(some, with_masks=True)], Canvas()).targets.masks.present.sum() == 1
     damaged = replace(table.records[1], masks=[{"size": [3, 3], "counts": "11"}])
     with pytest.raises(DataError, match=r"1\.png: mask of object 0"):
         load_sample(damaged, with_masks=True)
@@ -319,6 +324,7 @@ SCRIPT = """
 import pickle, sys
 from boxwright.data.loader import Loader
 from boxwright.data.canvas import Canvas
+from boxwright.data.collate import collate
 from boxwright.data.table import Record
 import numpy as np
 

@@ -249,6 +249,26 @@ def with_masks(truth: dict) -> dict:
     return truth
 
 
+def test_an_object_without_a_mask_counts_neither_way_for_masks(truth):
+    truth = with_masks(truth)
+    lacking = truth["annotations"][1]  # the only dog, and as a table writes it
+    lacking["segmentation"] = encode(np.zeros((1, 100, 100), np.uint8))[0]
+    truth["annotations"].append({**lacking, "id": 20, "image_id": 2, "bbox": [60, 5, 20, 20]})
+    truth["annotations"][-1]["segmentation"] = truth["annotations"][3]["segmentation"]  # a dog with a mask
+    found = {"image_id": 2, "category_id": 7, "bbox": [50, 50, 40, 40], "score": 0.5}
+    results = [
+        {**found, "segmentation": truth["annotations"][3]["segmentation"]},
+        # Inside the object whose mask is unknown, of a higher score: no false alarm.
+        {**found, "image_id": 1, "bbox": [45, 15, 20, 20], "score": 0.9},
+    ]
+    pixels = np.zeros((1, 100, 100), np.uint8)
+    pixels[0, 15:35, 45:65] = 1
+    results[1]["segmentation"] = encode(pixels)[0]
+    dogs = evaluate_results(truth, results, "segm").per_class["dog"]
+    assert dogs["segm/AP"] == 1.0
+    assert evaluate_results(truth, results, "bbox").per_class["dog"]["bbox/AP"] < 0.5
+
+
 def test_oracle_through_update(truth):
     evaluator = CocoEvaluator(with_masks(truth), LABELS, ("bbox", "segm"))
     evaluator.update(*make_batch(truth, scale=(1.5, 2.25), masks=True))

@@ -105,6 +105,8 @@ class MaskHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Loss "loss/mask": mean binary cross entropy over the pixels of positive regions.
 
+        Regions of an object without a mask are left out; their boxes are trained all the same.
+
         Args:
             features: levels of `(B, channels, H, W)`.
             boxes: `(B, R, 4)` regions.
@@ -134,6 +136,7 @@ class MaskHead(nn.Module):
         if targets.masks is None:
             raise DataError("a mask head is trained on instance masks, but this data set has boxes only")
         size = logits.shape[-1]
+        positive = positive & gather_slots(targets.masks.present, gt_index)
         truth = mask_targets(targets.masks, boxes, gt_index, positive, canvas, size, self.aligned_targets)
         if not self.soft_targets:
             truth = (truth >= 0.5).float()

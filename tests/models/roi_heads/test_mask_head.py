@@ -1,9 +1,13 @@
-"""One mask for all classes."""
+"""One mask for all classes; objects without a mask."""
+
+from dataclasses import replace
 
 import torch
 from roi_parts import CLASSES, SPECS, inputs
 
 from boxwright.models.roi_heads import MaskHead, RoIExtractor
+from boxwright.ops.masks import pack, unpack
+from boxwright.structures import Targets
 
 
 def make(class_agnostic: bool) -> MaskHead:
@@ -39,3 +43,24 @@ def test_masks_of_all_classes_are_the_same_where_there_is_one() -> None:
     loss.backward()
     assert shared.predictor.weight.grad is not None
     assert shared.predictor.weight.grad.abs().sum() > 0
+
+
+def test_regions_of_an_object_without_a_mask_are_left_out() -> None:
+    features, regions, targets = inputs()
+    assert targets.masks is not None
+    head = make(False)
+    gt_index = torch.tensor([[0, 1, 0, 1, 1, 0, 0], [0] * 7])
+    bitmaps = unpack(targets.masks, 48, 64)
+    bitmaps[0, 1] = 0
+    lacking = replace(targets, masks=pack([bitmaps[0], bitmaps[1, :1]], 2))
+    assert lacking.masks is not None
+    assert lacking.masks.present.tolist() == [[True, False], [True, False]]
+
+    def loss(positive: torch.Tensor, truth: Targets) -> torch.Tensor:
+        return head.loss(features, regions.boxes, gt_index, positive, truth, (48, 64))["loss/mask"]
+
+    of_first = regions.valid & torch.tensor([[True, False, True, False, False, True, True], [True] * 7])
+    torch.testing.assert_close(loss(regions.valid, lacking), loss(of_first, targets))
+    assert loss(regions.valid, targets) != loss(of_first, targets)
+    none = replace(targets, masks=pack([bitmaps[0] * 0, bitmaps[1, :1] * 0], 2))
+    assert loss(regions.valid, none) == 0
