@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +34,23 @@ class IoULoss:
 
 
 @dataclass(frozen=True)
-class GIoULoss:
+class _FromOverlap(ABC):
+    """One minus a measure of overlap that also says how far boxes without any are from each other."""
+
+    weight: float = 1.0
+    eps: float = 1e-7
+
+    @abstractmethod
+    def overlap(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """The measure `(...)` of boxes and targets `(..., 4)`, 1 for equal ones."""
+
+    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
+        return (1 - self.overlap(boxes, targets)) * self.weight
+
+
+@dataclass(frozen=True)
+class GIoULoss(_FromOverlap):
     """`1 - GIoU` (arXiv:1902.09630, Alg. 1).
 
     Args:
@@ -41,16 +58,13 @@ class GIoULoss:
         eps: lower bound of the divisors.
     """
 
-    weight: float = 1.0
-    eps: float = 1e-7
-
-    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
-        return (1 - giou(boxes, targets, eps=self.eps)) * self.weight
+    def overlap(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """GIoU."""
+        return giou(boxes, targets, eps=self.eps)
 
 
 @dataclass(frozen=True)
-class DIoULoss:
+class DIoULoss(_FromOverlap):
     """`1 - DIoU`: the distance of the centres counts, too (arXiv:1911.08287, Eq. 7).
 
     Args:
@@ -58,16 +72,13 @@ class DIoULoss:
         eps: lower bound of the divisors.
     """
 
-    weight: float = 1.0
-    eps: float = 1e-7
-
-    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
-        return (1 - diou(boxes, targets, eps=self.eps)) * self.weight
+    def overlap(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """DIoU."""
+        return diou(boxes, targets, eps=self.eps)
 
 
 @dataclass(frozen=True)
-class CIoULoss:
+class CIoULoss(_FromOverlap):
     """`1 - CIoU`: the aspect ratio as well (arXiv:1911.08287, Eq. 8-11).
 
     Args:
@@ -77,13 +88,11 @@ class CIoULoss:
             with 0 all are, as in the first paper.
     """
 
-    weight: float = 1.0
-    eps: float = 1e-7
     aspect_from: float = 0.5
 
-    def __call__(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Boxes and targets `(..., 4)` xyxy to losses `(...)`."""
-        return (1 - ciou(boxes, targets, eps=self.eps, aspect_from=self.aspect_from)) * self.weight
+    def overlap(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """CIoU."""
+        return ciou(boxes, targets, eps=self.eps, aspect_from=self.aspect_from)
 
 
 @dataclass(frozen=True)
