@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from .options import Trust
 from .words import take
 
 
@@ -48,9 +49,7 @@ def config(
         str | None, typer.Option(metavar="RECIPE", help="Show only what differs from another recipe or run.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON that a run keeps.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(help="Module of your own that a run's configuration may name.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Print every value of a recipe, with the defaults of all constructors.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .options import Device, Trust, Workers
 from .words import only, refuse_options
 
 
@@ -24,16 +25,14 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(help="bbox, segm or bbox,segm; by default what the run measures.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Images of one pass.")] = 8,
-    workers: Annotated[int | None, typer.Option(help="Loader processes; by default the recipe's.")] = None,
+    workers: Workers = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and predictions.json.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Measure average precision and recall the COCO way.
 

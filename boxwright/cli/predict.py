@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Device, Trust
+
 
 def predict(
     source: Annotated[Path, typer.Argument(help="A run folder or a checkpoint.", show_default=False)],
@@ -15,12 +17,10 @@ def predict(
         "predictions"
     ),
     score: Annotated[float, typer.Option(help="Leave out detections below this score.")] = 0.3,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 8,
     draw: Annotated[bool, typer.Option(help="Write the drawn images; the JSON comes in any case.")] = True,
-    trust: Annotated[
-        list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Detect objects in image files and folders.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
+from .options import Device, NoCheck, Quiet
 from .words import is_assignment, refuse_options, take
 
 if TYPE_CHECKING:
@@ -44,14 +45,12 @@ def study(
     split: Annotated[
         str | None, typer.Option(help="What to measure on; by default test, or else val.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not look through the data set before training.")
-    ] = False,
+    device: Device = "auto",
+    no_check: NoCheck = False,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Write no report.html of the single runs.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     r"""Train several recipes with one budget, measure each, and make a table and pictures of it.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .options import Device, NoCheck, NoReport, Quiet, Resume, Trust
 from .words import is_assignment, refuse_options, take
 
 if TYPE_CHECKING:
@@ -37,19 +38,12 @@ def train(
         list[str],
         typer.Argument(metavar="RECIPE out=FOLDER [data.root=FOLDER] [a.b.c=value ...]", show_default=False),
     ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in `out`.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not look through the data set before training.")
-    ] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html, no plots.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(help="Module of your own that the `config.json` of a resumed run may name."),
-    ] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    no_check: NoCheck = False,
+    no_report: NoReport = False,
+    quiet: Quiet = False,
+    trust: Trust = None,
 ) -> None:
     """Train a detector, evaluate it and write a report.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from .options import NoCheck, NoReport, Quiet, Resume, Trust
 from .train import chosen, show
 
 OWN = ("replicas", "max_staleness")
@@ -20,18 +21,12 @@ def train_async(
             show_default=False,
         ),
     ],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in `out`.")
-    ] = False,
+    resume: Resume = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, of server and workers")] = "auto",
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not look through the data set before training.")
-    ] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html, no plots.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(help="Module of your own that the configuration may name.")
-    ] = None,
+    no_check: NoCheck = False,
+    no_report: NoReport = False,
+    quiet: Quiet = False,
+    trust: Trust = None,
 ) -> None:
     """Train with workers that do not wait for each other (extra `ray`).
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .options import Device, Quiet, Trust, Workers
 from .words import only, refuse_options
 
 
@@ -18,13 +19,11 @@ def variance(
     ] = Path("variance.png"),
     batches: Annotated[int, typer.Option(help="Gradients to compute, a power of two.")] = 64,
     images: Annotated[int, typer.Option(help="Images of each gradient, the smallest batch size.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Loader processes; by default the recipe's.")] = None,
+    device: Device = "auto",
+    workers: Workers = None,
     seed: Annotated[int, typer.Option(help="Of order, augmentation and samplers.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    trust: Annotated[
-        list[str] | None, typer.Option(help="Module of your own that the run's configuration may name.")
-    ] = None,
+    quiet: Quiet = False,
+    trust: Trust = None,
 ) -> None:
     """Measure how the variance of the gradient falls with the batch size.
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import call
 from PIL import Image
 from tiny_settings import TINY_DENSE
 
@@ -35,13 +36,6 @@ COMMANDS = (
     ["variance"],
     ["demo"],
 )
-
-
-def call(*words: object) -> int:
-    """Exit code of a command."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
