@@ -52,9 +52,23 @@ def some_of(names: Iterable[object], most: int = 8) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without what libraries write below it; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_of_dead_worker(error: BaseException) -> bool:
     """Whether PyTorch says that a process of a DataLoader is gone; it says so wherever the program stands."""
     return type(error) is RuntimeError and "DataLoader worker" in str(error)
+
+
+def told_of_dead_worker(error: BaseException) -> str:
+    """What to say when a process of a loader is gone, which `error` shows."""
+    return (
+        f"a worker process of the loader died ({first_line(error)}); most often memory or shared memory "
+        "(/dev/shm) ran out: lower `workers`, `prefetch` or `batch_size`, or set `workers=0` to see what "
+        "happens"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import BoxwrightError, ConfigError, RankError, is_of_dead_worker, is_out_of_memory
+from ..errors import (
+    BoxwrightError,
+    ConfigError,
+    RankError,
+    first_line,
+    is_of_dead_worker,
+    is_out_of_memory,
+    told_of_dead_worker,
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of every program that a signal ends: 128 + 2."""
@@ -67,10 +75,10 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, BoxwrightError):
         text = str(error)
     elif is_out_of_memory(error):
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        text = f"the memory is full: {reason}. Take fewer images at once, smaller ones, or another --device"
+        remedy = "Take fewer images at once, smaller ones, or another --device"
+        text = f"the memory is full: {first_line(error)}. {remedy}"
     elif is_of_dead_worker(error):
-        text = f"a process that loads images died ({error}), most often for want of memory; lower workers"
+        text = told_of_dead_worker(error)
     elif isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         text = f"{place}{error.strerror}; {REMEDIES.get(error.errno or 0, '--debug shows what asked for it')}"

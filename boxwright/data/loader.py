@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import distributed
-from ..errors import ConfigError, DataError, is_of_dead_worker
+from ..errors import ConfigError, DataError, is_of_dead_worker, told_of_dead_worker
 from ..structures import Batch, pin_memory
 from .canvas import Canvas
 from .collate import collate
@@ -294,11 +294,7 @@ def _dead_workers_told() -> Iterator[None]:
         # A worker that dies while it hands over a batch breaks the pipe or the socket of shared memory.
         if not is_of_dead_worker(error) and not isinstance(error, ConnectionError | EOFError):
             raise
-        reason = str(error).strip() or type(error).__name__
-        raise DataError(
-            f"a worker process of the loader died ({reason}); most often memory or shared memory (/dev/shm) "
-            "ran out: lower `workers`, `prefetch` or `batch_size`, or set `workers=0` to see what happens"
-        ) from error
+        raise DataError(told_of_dead_worker(error)) from error
 
 
 def _next(deliveries: Iterator[_Delivery]) -> _Delivery | None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import CheckpointError, is_of_dead_worker
+from ..errors import CheckpointError, first_line, is_of_dead_worker
 from .messages import notify
 
 MODEL, EMA, STATE, META = "model.safetensors", "ema.safetensors", "state.pt", "meta.json"
@@ -247,7 +247,7 @@ def _refused(error: Exception) -> str:
         return f"it asks for {found[1]}"
     if isinstance(error, pickle.UnpicklingError):
         return "no file of torch.save with tensors alone"
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return first_line(error)[:300]
 
 
 def shortened(error: Exception, most: int = 4) -> str:

@@ -18,8 +18,10 @@ from ..errors import (
     ConfigError,
     DataError,
     TrainingError,
+    first_line,
     is_of_dead_worker,
     is_out_of_memory,
+    told_of_dead_worker,
 )
 from ..structures import Batch
 from . import watch
@@ -260,17 +262,14 @@ def _in_words(state: TrainState, error: BaseException) -> BaseException:
     """What the machine refused, as an error that says where the run was and how to go on; else the same."""
     kept = f"{state.saved} is saved: go on with resume=True (--resume)" if state.saved else "nothing is saved"
     where = f"after {state.step} of {state.total_steps} iterations"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if is_out_of_memory(error):
         return TrainingError(
             f"{where}: the memory of {state.device} is full ({reason}). Raise accumulate (the same step in "
             f"more and smaller parts), set memory.checkpoint=auto, or lower batch_size; {kept}"
         )
     if is_of_dead_worker(error):
-        return TrainingError(
-            f"{where}: a worker process of the loader died ({reason}), most often for want of memory. Lower "
-            f"workers; {kept}"
-        )
+        return TrainingError(f"{where}: {told_of_dead_worker(error)}; {kept}")
     if isinstance(error, OSError) and not isinstance(error, BoxwrightError | ConnectionError):
         return TrainingError(f"{where}: {reason}. Make room, or set right what it names; {kept}")
     if isinstance(error, DataError):

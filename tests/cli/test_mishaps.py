@@ -14,6 +14,7 @@ from typing import Any
 import fiddle as fdl
 import pytest
 import torch
+from command_line import call
 from tiny_settings import TINY_DENSE
 
 import boxwright as bw
@@ -27,13 +28,6 @@ from boxwright.engine.checkpoint import load_weights, save_weights
 from boxwright.errors import BoxwrightError, ConfigError, DataError, RankError
 
 RECIPE = "fcos_mnv2_320"
-
-
-def call(*words: object) -> int:
-    """Exit code of a command."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +105,7 @@ def test_a_begun_run_is_offered_to_be_resumed(run: Path, capsys: pytest.CaptureF
         (
             RuntimeError("DataLoader worker (pid 7) is killed"),
             1,
-            "a process that loads images died",
+            "a worker process of the loader died",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
