@@ -29,10 +29,10 @@ BASE = (
     "pillow",
 )
 EXTRAS = {
-    "plot": ("matplotlib", "plotly"),
+    "plot": ("matplotlib",),
     "demo": ("scikit-learn",),
-    "track": ("tensorboard", "mlflow", "wandb"),
-    "export": ("onnx", "onnxruntime", "openvino"),
+    "track": ("tensorboard",),
+    "ray": ("ray",),
 }
 LARGEST_ERROR = 1e-3
 """Difference from the reference (float32, values of about 1) from which on an operator counts as wrong."""

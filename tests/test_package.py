@@ -72,7 +72,20 @@ def test_base_dependencies_are_few() -> None:
         "rich",
         "typer",
         "pillow",
+        "pyyaml",
     }
+
+
+def test_extras_bring_what_the_package_imports() -> None:
+    """An extra whose packages nothing imports promises what there is not."""
+    users = [*(ROOT / "boxwright").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in users)
+    for extra, entries in PROJECT["optional-dependencies"].items():
+        named = [re.split(r"[<>=!~\[; ]", entry)[0] for entry in entries]
+        for package in named if extra not in ("dev", "docs") else ():
+            module = {"scikit-learn": "sklearn"}.get(package, package)
+            imported = re.search(rf"^\s*(?:import|from) (?:torch\.utils\.)?{module}\b", text, re.MULTILINE)
+            assert package == "boxwright" or imported, f"extra {extra}: nothing imports {module}"
 
 
 def imported_at_import_time(statements: Sequence[ast.stmt]) -> Iterator[tuple[str, int]]:

@@ -88,7 +88,7 @@ def read_keys(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _merged(path: Path) -> dict[str, Any]:
-    import yaml  # comes with timm
+    import yaml
 
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
