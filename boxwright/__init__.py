@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .recipes import recipes as recipes
     from .recipes.experiment import Experiment as Experiment
     from .recipes.norms import set_norm as set_norm
+    from .recipes.suppression import set_nms as set_nms
     from .study import study as study
     from .variance import gradient_variance as gradient_variance
 
@@ -58,6 +59,7 @@ _WHERE = {
     "gradient_variance": "variance",
     "load": "api",
     "recipe": "recipes",
+    "set_nms": "recipes.suppression",
     "set_norm": "recipes.norms",
     "show": "api",
     "train": "api",
@@ -86,6 +88,7 @@ __all__ = [
     "ops",
     "recipe",
     "recipes",
+    "set_nms",
     "set_norm",
     "show",
     "study",

@@ -44,6 +44,7 @@ from .inference import Detector, ImageDetections
 from .labels import LabelMap
 from .metrics import Metrics
 from .recipes.experiment import Experiment
+from .recipes.suppression import set_nms
 from .report import write_report
 
 
@@ -165,6 +166,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
+    nms: Any = None,
 ) -> Metrics:
     """Measure a run, a checkpoint, a detector or a COCO results file.
 
@@ -181,6 +183,7 @@ def evaluate(
             own data, is the run's folder.
         progress: show a progress bar.
         trust: modules of your own that the run's configuration may name.
+        nms: of a run or a checkpoint, as for `load`; nothing is written then but into `out`.
 
     Returns:
         Metrics by key, such as "bbox/AP" and "segm/AP50"; printing them gives a table.
@@ -190,14 +193,18 @@ def evaluate(
         CheckpointError: the checkpoint cannot be read.
     """
     if not isinstance(source, Detector) and Path(source).suffix == ".json" and Path(source).is_file():
+        if nms is not None:
+            raise ConfigError(f"{source} holds results, not a detector: nms= has nothing to change")
         return _evaluate_file(Path(source), data, split, metrics, trust)
+    if nms is not None and isinstance(source, Detector):
+        raise ConfigError("this detector is loaded already: give nms= to boxwright.load")
     if out is not None:
         make_folder(Path(out))
-    detector = source if isinstance(source, Detector) else load(source, device=device, trust=trust)
+    detector = source if isinstance(source, Detector) else load(source, device=device, trust=trust, nms=nms)
     if data is None and detector.config is None:
         raise DataError("this detector does not know its data set; give data=")
-    own = data is None and split is None
-    opened = open_data(detector.config.data if data is None else data)
+    own = data is None and split is None and nms is None
+    opened = _own_data(detector.config) if data is None else open_data(data)
     table = opened.evaluation if split is None else opened.split(split)
     config = detector.config
     chosen = tuple(metrics or (config.metrics if config is not None else ("bbox",)))
@@ -238,6 +245,7 @@ def load(
     precision: str | None = None,
     ema: bool = True,
     trust: Sequence[str] = (),
+    nms: Any = None,
 ) -> Detector:
     """A trained detector, ready to predict.
 
@@ -248,10 +256,12 @@ def load(
             for the experiment's, which is "auto" unless it says otherwise.
         ema: take the moving average of the weights where there is one.
         trust: modules of your own that the configuration in the checkpoint may name; others are refused.
+        nms: another suppression of duplicates than it was trained with, such as `SoftNMS("gaussian")` or
+            "WeightedNMS(iou=0.5)"; see `set_nms`.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is not one of Boxwright's.
-        ConfigError: its configuration names something outside the allowed modules.
+        ConfigError: its configuration names something outside the allowed modules; or as `set_nms`.
     """
     weights, metadata = load_weights(Path(source), ema)
     if "config" not in metadata or "label_map" not in metadata:
@@ -261,6 +271,8 @@ def load(
             "model and converted with boxwright.interop.from_torchvision(model)"
         )
     config, label_map = described(Path(source), metadata, trust)
+    if nms is not None:
+        set_nms(config, nms)
     model = build(config, len(label_map), pretrained=False)
     try:
         model.load_state_dict(weights)
@@ -323,6 +335,19 @@ def look_through(data: Data) -> None:
 def is_run(source: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a run folder."""
     return (Path(source) / "config.json").is_file()
+
+
+def _own_data(config: Any) -> Data:
+    """The data set that a run was trained on.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        return open_data(config.data)
+    except DataError as error:
+        error.add_note("the run was trained on it; if it lies elsewhere now, give data=FOLDER")
+        raise
 
 
 def _evaluate_file(

@@ -21,6 +21,7 @@ from boxwright.engine.checkpoint import load_weights, save_weights
 from boxwright.engine.precision import resolve_precision
 from boxwright.errors import CheckpointError, ConfigError, DataError, TrainingError
 from boxwright.metrics import Metrics
+from boxwright.models.suppression import SoftNMS
 
 TINY = [*TINY_DENSE, "model.head.postprocess.score_threshold=0.0", "batch_size=4", "epochs=1"]
 
@@ -255,3 +256,18 @@ def test_predicting_sees_the_pixels_that_the_evaluation_saw(run: bw.Run, tiny_da
     (predicted,) = seen
     assert torch.equal(predicted.images, evaluated.images)
     assert torch.equal(predicted.sizes, evaluated.sizes)
+
+
+def test_a_trained_detector_takes_another_suppression(run: bw.Run, tmp_path: Path) -> None:
+    written = (run.path / "evaluation.json").read_bytes()
+    detector = bw.load(run, nms="SoftNMS(method=gaussian)")
+    assert detector.model.head.postprocess.nms == SoftNMS("gaussian")  # pyright: ignore
+    measured = bw.evaluate(run, nms=SoftNMS(min_score=0.9), progress=False, out=tmp_path)
+    assert (run.path / "evaluation.json").read_bytes() == written
+    assert json.loads((tmp_path / "predictions.json").read_text()) == []  # no score of one epoch is as high
+    assert json.loads((run.path / "predictions.json").read_text())
+    assert measured.keys() == run.metrics.keys()
+    with pytest.raises(ConfigError, match=r"give nms= to boxwright\.load"):
+        bw.evaluate(detector, nms="GreedyNMS")
+    with pytest.raises(ConfigError, match="holds results"):
+        bw.evaluate(run.path / "predictions.json", nms="GreedyNMS")

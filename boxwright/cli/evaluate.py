@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Trust, Workers
+from .options import NMS, Device, Trust, Workers
 from .words import only, refuse_options
 
 
@@ -32,6 +32,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for evaluation.json and predictions.json.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    nms: NMS = None,
     trust: Trust = None,
 ) -> None:
     """Measure average precision and recall the COCO way.
@@ -47,6 +48,10 @@ def evaluate(
     A results file of any detector, against a COCO annotation file:
 
         boxwright evaluate results.json data=instances_val2017.json
+
+    With another suppression of duplicates than the run's:
+
+        boxwright evaluate runs/bccd --nms 'SoftNMS(method=gaussian)'
     """
     refuse_options([str(source), *(words or ())])
     values = only(words or (), ("data", "split"))
@@ -62,6 +67,7 @@ def evaluate(
         workers=workers,
         out=out,
         trust=trust or (),
+        nms=nms,
     )
     if as_json:
         typer.echo(json.dumps({**measured, "per_class": dict(measured.per_class)}, indent=1))

@@ -13,6 +13,14 @@ NoCheck = Annotated[
 ]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html, no plots.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+NMS = Annotated[
+    str | None,
+    typer.Option(
+        help="Another suppression of duplicates: GreedyNMS, SoftNMS or WeightedNMS, such as "
+        "'SoftNMS(method=gaussian, sigma=0.5)'.",
+        show_default=False,
+    ),
+]
 Trust = Annotated[
     list[str] | None, typer.Option(help="Module of your own that a run's configuration may name.")
 ]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Trust
+from ..errors import ConfigError
+from .options import NMS, Device, Trust
 
 
 def predict(
@@ -16,10 +17,13 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the drawn images and predictions.json.")] = Path(
         "predictions"
     ),
-    score: Annotated[float, typer.Option(help="Leave out detections below this score.")] = 0.3,
+    score: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out detections below this score.")
+    ] = 0.3,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one pass.")] = 8,
     draw: Annotated[bool, typer.Option(help="Write the drawn images; the JSON comes in any case.")] = True,
+    nms: NMS = None,
     trust: Trust = None,
 ) -> None:
     """Detect objects in image files and folders.
@@ -39,9 +43,10 @@ def predict(
     from ..evaluation.files import make_folder, write_json
     from ..inference import ImageDetections, pictures_of
 
-    detector = api.load(source, device=device, trust=trust or ())
+    detector = api.load(source, device=device, trust=trust or (), nms=nms)
     files = [Path(str(file)) for given in images for file in pictures_of(given)[0]]
     drawn = names_for(files)
+    spare(out, files, drawn if draw else [])
     make_folder(out)
     errors = Console(stderr=True)
     results: list[dict] = []
@@ -79,6 +84,30 @@ def predict(
     typer.echo(f"{len(results)} detections in {len(listed)} images: {out}")
     if skipped:
         raise typer.Exit(1)
+
+
+def spare(out: Path, files: list[Path], drawn: list[str]) -> None:
+    """Refuse a folder in which the results would replace what they are made of.
+
+    Args:
+        out: where they go.
+        files: the images.
+        drawn: names of those that are drawn.
+
+    Raises:
+        ConfigError: a drawn image would come in place of one of the images, or the predictions in place of
+            those that a run was evaluated with.
+    """
+    given = {file.resolve() for file in files}
+    if lost := next((name for name in drawn if (out / name).resolve() in given), None):
+        raise ConfigError(
+            f"--out {out}: the drawn image would replace {out / lost} itself; choose another folder"
+        )
+    if (out / "config.json").is_file():
+        raise ConfigError(
+            f"--out {out} is a run folder, whose predictions.json is that of its evaluation; choose another "
+            f"folder, such as {out / 'found'}"
+        )
 
 
 def names_for(files: list[Path]) -> list[str]:

@@ -55,6 +55,10 @@ def train(
 
         boxwright train faster_rcnn_r50_fpn_1x data.root=datasets/bccd out=runs/bccd norm=CrossBatchNorm2d
 
+    So is the suppression of duplicates among the detections (GreedyNMS, SoftNMS, WeightedNMS):
+
+        boxwright train fcos_mnv2_320 data.root=datasets/bccd out=runs/bccd nms='SoftNMS(method=gaussian)'
+
     Go on after an interruption (the recipe may be left out, the run folder knows it):
 
         boxwright train out=runs/bccd --resume

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -12,11 +11,13 @@ from fiddle import Config, Partial, daglish
 from torch import nn
 
 from ..config import apply_overrides
+from ..config.calls import parse_call
 from ..config.describe import parameters
 from ..config.overrides import located
 from ..errors import ConfigError
 from ..models import layers
 from .experiment import Experiment
+from .suppression import set_nms
 
 Part = Literal["backbone", "neck", "heads"]
 PARTS: tuple[Part, ...] = ("backbone", "neck", "heads")
@@ -63,10 +64,11 @@ def override(experiment: Config[Experiment], words: Sequence[str]) -> None:
     """Change a recipe by words of the command line, in place.
 
     Beside the assignments of `config.apply_overrides` these are `norm=NORM`, `norm.backbone=NORM`,
-    `norm.neck=NORM` and `norm.heads=NORM`, which come first, so that the others can change what they set.
+    `norm.neck=NORM` and `norm.heads=NORM`, and `nms=NMS`, which come first, so that the others can change
+    what they set.
 
     Raises:
-        ConfigError: as `set_norm`, `parse_norm` and `apply_overrides`.
+        ConfigError: as `set_norm`, `parse_norm`, `set_nms` and `apply_overrides`.
     """
     others = []
     for word in words:
@@ -75,6 +77,9 @@ def override(experiment: Config[Experiment], words: Sequence[str]) -> None:
         if head == "norm" and equals:
             with located(f"command line: {word}"):
                 set_norm(experiment, parse_norm(text), *([part] if part else []))  # pyright: ignore
+        elif name == "nms" and equals:
+            with located(f"command line: {word}"):
+                set_nms(experiment, text)
         else:
             others.append(word)
     apply_overrides(experiment, others)
@@ -90,23 +95,19 @@ def parse_norm(text: str) -> Any:
     Raises:
         ConfigError: it is neither.
     """
+    if text.strip() == "None":
+        return None
     try:
-        written = ast.parse(text.strip(), mode="eval").body
-        call = written if isinstance(written, ast.Call) else ast.Call(written, [], [])
-        arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
-        if isinstance(written, ast.Constant) and written.value is None:
-            return None
-        if not isinstance(call.func, ast.Name) or call.args or len(arguments) < len(call.keywords):
-            raise ValueError(text)
-    except (SyntaxError, ValueError) as error:
+        name, arguments = parse_call(text)
+    except ValueError as error:
         raise ConfigError(
             f"norm={text}: write the name of a norm, with named arguments or without, such as group_norm or "
             "'CrossBatchNorm2d(ranks=4)' (in quotes), or None"
         ) from error
-    norm = getattr(layers, call.func.id, None) or getattr(nn, call.func.id, None)
+    norm = getattr(layers, name, None) or getattr(nn, name, None)
     if not callable(norm):
         raise ConfigError(
-            f"norm={text}: neither boxwright.models.layers nor torch.nn has {call.func.id!r}; there are "
+            f"norm={text}: neither boxwright.models.layers nor torch.nn has {name!r}; there are "
             "CrossBatchNorm2d, FrozenBatchNorm2d, group_norm, BatchNorm2d"
         )
     try:

@@ -77,6 +77,7 @@ def test_module_is_the_command() -> None:
         (["train", "out=nowhere"], "name a recipe", 2),
         (["recipes", "swin"], "no recipe has swin", 2),
         (["evaluate", "nowhere"], "no checkpoint", 1),
+        (["config", "fcos_mnv2_320", "nms=soft"], "write GreedyNMS, SoftNMS, WeightedNMS", 2),
         (["evaluate", "nowhere", "dat=x"], "did you mean data=?", 2),
         (["predict", "nowhere", "x.jpg"], "no checkpoint", 1),
         (["data", "check", "nowhere"], "does not exist", 1),
@@ -145,6 +146,17 @@ def test_predict_writes_pictures_and_json(run: Path, tiny_data: Path, tmp_path: 
     assert {record["image_id"] for record in records} <= set(range(8))
     assert records
     assert Image.open(out / "0.png").size == (64, 48)
+
+
+def test_a_run_is_used_with_another_suppression(run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    strict, image = ("--nms", "SoftNMS(method=gaussian, min_score=0.9)"), tiny_data / "images" / "1.png"
+    predicting = ("predict", run, image, "--out", tmp_path / "one", "--score", "0", "--no-draw")
+    for words in (predicting, ("evaluate", run, "--out", tmp_path / "all")):
+        for more, some in (((), True), (strict, False)):
+            assert call(*words, *more) == 0
+            assert (
+                bool(json.loads((words[words.index("--out") + 1] / "predictions.json").read_text())) == some
+            )
 
 
 def test_predict_skips_what_cannot_be_read(
