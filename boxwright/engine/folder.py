@@ -100,11 +100,11 @@ def _claim(out: Path) -> IO[str]:
     out.mkdir(parents=True, exist_ok=True)
     if out.resolve() in _OWNED:
         raise TrainingError(f"this process already trains into {out}: choose another `out`")
-    lock = (out / ".lock").open("a+")
+    # Not in append mode, in which what is signed would come behind what stands there.
+    lock = os.fdopen(os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666), "r+")
     try:
         _lock(lock)
     except OSError:
-        lock.seek(0)
         owner = lock.readline().strip() or "unknown"
         lock.close()
         raise TrainingError(
@@ -115,9 +115,11 @@ def _claim(out: Path) -> IO[str]:
 
 
 def _sign(lock: IO[str]) -> None:
-    lock.truncate(0)
+    """Over what stands there, in one write: a process that is killed meanwhile leaves no unsigned run."""
+    lock.seek(0)
     lock.write(f"{os.getpid()}\n{_launcher()}\n")
     lock.flush()
+    lock.truncate()
 
 
 def _signed_by(out: Path) -> str:

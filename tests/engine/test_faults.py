@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from boxwright.engine import find_last, run_folder
+from boxwright.engine import find_last, folder, run_folder
 from boxwright.errors import TrainingError
 
 OPTIONS = {"epochs": 3, "batches": 8, "delay": 0.01, "iterations": 2, "ema_decay": 0.9, "accumulate": 2}
@@ -181,3 +181,33 @@ def test_a_signal_to_the_whole_group_with_its_workers_stops_it_politely(tmp_path
     launcher.wait()
     assert "is saved: go on with resume=True" in launcher.said()
     assert find_last(out) is not None
+
+
+class Torn:
+    """A file whose process is killed before the call of that number."""
+
+    def __init__(self, file, calls):
+        self.file, self.calls = file, calls
+
+    def __getattr__(self, name):
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        return getattr(self.file, name)
+
+
+def test_a_kill_while_a_run_is_signed_leaves_it_signed(tmp_path):
+    """Else the processes that its launcher starts anew would take it for another's."""
+    survived = 0
+    with run_folder(tmp_path, resume=False):
+        signed = folder._signed_by(tmp_path)
+        assert signed == folder._launcher()
+        for calls in range(10):
+            with os.fdopen(os.open(tmp_path / ".lock", os.O_RDWR), "r+") as file:
+                try:
+                    folder._sign(Torn(file, calls))
+                    survived += 1
+                except KeyboardInterrupt:
+                    pass
+                assert folder._signed_by(tmp_path) == signed, calls  # before anything is flushed by closing
+    assert 0 < survived < 10
