@@ -21,6 +21,7 @@ from .assembly import (
     is_experiment,
     make_evaluator,
     open_data,
+    reopen_data,
     resolve,
     set_num_classes,
 )
@@ -204,7 +205,7 @@ def evaluate(
     if data is None and detector.config is None:
         raise DataError("this detector does not know its data set; give data=")
     own = data is None and split is None and nms is None
-    opened = _own_data(detector.config) if data is None else open_data(data)
+    opened = reopen_data(detector.config.data, "data") if data is None else open_data(data)
     table = opened.evaluation if split is None else opened.split(split)
     config = detector.config
     chosen = tuple(metrics or (config.metrics if config is not None else ("bbox",)))
@@ -337,19 +338,6 @@ def is_run(source: str | os.PathLike[str]) -> bool:
     return (Path(source) / "config.json").is_file()
 
 
-def _own_data(config: Any) -> Data:
-    """The data set that a run was trained on.
-
-    Raises:
-        DataError: it cannot be opened.
-    """
-    try:
-        return open_data(config.data)
-    except DataError as error:
-        error.add_note("the run was trained on it; if it lies elsewhere now, give data=FOLDER")
-        raise
-
-
 def _evaluate_file(
     path: Path,
     data: Data | str | os.PathLike[str] | None,
@@ -383,13 +371,12 @@ def _ground_truth(
             raise DataError(f"{data}: cannot be read as a COCO annotation file ({error})") from error
         check_ground_truth(truth, source=str(data))
         return truth, Path(data).name
-    known: Any = data
-    if data is None:
-        config = results.parent / "config.json"
-        if not config.is_file():
-            raise DataError(f"{results}: what data do these results belong to? Give data= (and split=)")
-        known = resolve(None, results.parent, True, trust).data
-    opened = open_data(known)
+    if data is not None:
+        opened = open_data(data)
+    elif (results.parent / "config.json").is_file():
+        opened = reopen_data(resolve(None, results.parent, True, trust).data, "data")
+    else:
+        raise DataError(f"{results}: what data do these results belong to? Give data= (and split=)")
     table = opened.evaluation if split is None else opened.split(split)
     return table.to_coco(), table.name
 

@@ -116,7 +116,7 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
         DataError: the data set cannot be opened, or lacks what training needs.
     """
     described = config.data if isinstance(config.data, fdl.Buildable) else None
-    data = on_every_rank(lambda: open_data(config.data))
+    data = on_every_rank(lambda: reopen_data(config.data, "data.root") if resume else open_data(config.data))
     if distributed.is_distributed():
         agree_on_data(contents(data))
     set_num_classes(config, len(data.label_map))
@@ -276,6 +276,23 @@ def open_data(data: Data | fdl.Buildable | str | os.PathLike[str]) -> Data:
             'experiment.data = boxwright.data.folder("FOLDER") in Python'
         )
     return build(data)
+
+
+def reopen_data(data: Data | fdl.Buildable | str | os.PathLike[str], name: str) -> Data:
+    """The data set that a run was begun with, which may lie elsewhere by now.
+
+    Args:
+        data: what describes it.
+        name: of the word or argument that says where it lies.
+
+    Raises:
+        ConfigError, DataError: as `open_data`; a note says the remedy.
+    """
+    try:
+        return open_data(data)
+    except DataError as error:
+        error.add_note(f"the run was trained on it; where it lies elsewhere now, set {name}=FOLDER")
+        raise
 
 
 def describe_data(data: Data, described: fdl.Buildable | None) -> fdl.Buildable:

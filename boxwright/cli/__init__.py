@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("BOXWRIGHT_DEBUG"))
     words = [word for word in words if word != "--debug"]
+    _write_any_name()
     try:
         from .app import app
 
@@ -68,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _speaks(error):
             print(f"boxwright: {told}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2 if isinstance(error, ConfigError) else 1))
+
+
+def _write_any_name() -> None:
+    """Let the output take any character: one that its encoding lacks comes as "?", not as an error.
+
+    On Windows, where the output goes into a file, the frames of tables are such.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _told(error: Exception) -> str | None:

@@ -108,10 +108,11 @@ def restore(state: TrainState, path: Path) -> dict[str, Any]:
     saved = checkpoint.load_state(path)
     now = pace(state)
     if not _keeps_pace(saved["pace"], now):
-        free = "" if "images" in now else ", accumulation and number of processes"
+        fixed = "batch size, accumulation and number of processes"
+        same = "data and batch size" if "images" in now else f"data, {fixed}"
         raise CheckpointError(
             f"cannot resume {path}: it was written with {saved['pace']}, this run has {now}. "
-            f"Resume with the same data, batch size{free}, or start in another folder"
+            f"Resume with the same {same}, or start in another folder"
         )
     if (saved["ema"] is None) != (state.ema is None):
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import shutil
 import subprocess
@@ -58,6 +59,26 @@ def run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["config", RECIPE, "schedule=cosine"], "schedule takes Schedule, but 'cosine' is str"),
         (["config", RECIPE, "optimizer=adamw"], "set what is below it: optimizer."),
         (["config", RECIPE, "hooks=x"], "hooks takes"),
+        (
+            ["config", RECIPE, "model.head.channels=0"],
+            "boxwright: model.head.channels takes a whole number from 1 on, not 0\n",
+        ),
+        (["config", RECIPE, "model.head.tower_convs=-1"], "takes a whole number from 0 on, not -1"),
+        (["config", RECIPE, "model.head.predictor_kernel=2"], "takes an odd whole number from 1 on, not 2"),
+        (["config", RECIPE, "model.neck.out_channels=x"], "takes a whole number from 1 on, not 'x'"),
+        (["config", RECIPE, "train_transforms.2.p=7"], "takes a number from 0 to 1, not 7"),
+        (
+            ["config", "retinanet_mnv2_320", "model.head.priors.scales=()"],
+            "one or more numbers above 0, not ()",
+        ),
+        (
+            ["config", "retinanet_mnv2_320", "model.head.coder.stds=(0,1,1,1)"],
+            "takes a tuple of 4, each a number above 0, not (0, 1, 1, 1)",
+        ),
+        (
+            ["config", "retinanet_mnv2_320", "model.head.criterion.assigner.positive_iou=-1"],
+            "takes a number from 0 to 1 or Tensor, not -1",
+        ),
         (["config", RECIPE, "--epochs", "3"], "no option --epochs (--help lists them)"),
         (["config", RECIPE, "--epochs=3"], "values are set without dashes: epochs=3"),
         (["train", "--out", "runs/x", RECIPE], "without dashes: out=runs/x"),
@@ -208,6 +229,63 @@ def test_a_place_that_cannot_hold_results_is_told_before_the_work(
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         assert call(command, *words, "--out", place) == 1
         assert f"{place}: no folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["the images' folder", "the same by a link", "the run"])
+def test_results_replace_nothing_that_they_are_made_of(
+    place: str, run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, begun = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(tiny_data / "images", photos)
+    shutil.copytree(run, begun)
+    (begun / "predictions.json").write_text("[]")
+    (tmp_path / "link").symlink_to(photos)
+    before = {file: file.read_bytes() for folder in (photos, begun) for file in folder.iterdir()}
+    out = {"the images' folder": photos, "the same by a link": tmp_path / "link", "the run": begun}[place]
+    assert call("predict", begun, photos, "--out", out, "--score", "0") == 2
+    assert "would replace" in (told := capsys.readouterr().err) or "is a run folder" in told
+    after = {file: file.read_bytes() for folder in (photos, begun) for file in folder.iterdir()}
+    assert after == before
+    if place != "the run":  # what is not drawn replaces nothing
+        assert call("predict", begun, photos, "--out", out, "--no-draw") == 0
+
+
+def test_a_score_is_no_percentage(run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    words = ("--score", "30", "--out", tmp_path / "found")
+    assert call("predict", run, tiny_data / "images" / "0.png", *words) == 2
+    assert not (tmp_path / "found").exists()
+
+
+def test_output_that_cannot_hold_a_character_goes_on_without_it(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert call("data", "stats", tiny_data) == 0
+    sys.stdout.flush()
+    assert "green" in written.getvalue().decode("cp1252")
+
+
+def test_where_a_run_s_data_lies_now_can_be_said(
+    run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    config = bw.config.from_json((moved / "config.json").read_text())
+    apply_overrides(config, [f"data.root={tmp_path / 'gone'}"])
+    (moved / "config.json").write_text(to_json(config))
+    weights, texts = load_weights(run)
+    save_weights(moved / "model.safetensors", weights, {**texts, "config": to_json(config)})
+    (moved / "predictions.json").write_text("[]")
+    for words, remedy in (
+        (("evaluate", moved), "set data=FOLDER"),
+        (("evaluate", moved / "predictions.json"), "set data=FOLDER"),
+        (("train", f"out={moved}", "--resume", "-q"), "set data.root=FOLDER"),
+    ):
+        assert call(*words) == 1
+        told = capsys.readouterr().err
+        assert "gone: does not exist" in told
+        assert remedy in told
 
 
 def test_addresses_are_not_fetched(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

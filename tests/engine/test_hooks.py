@@ -141,6 +141,16 @@ def test_console(toy, tmp_path, terminal):
         assert part in said, part
 
 
+def test_each_record_of_a_log_is_one_line(toy, tmp_path):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=False, width=20)
+    evaluate = EvaluateHook(lambda state: {f"toy/a_long_name_{n}": 0.25 for n in range(6)})
+    toy.run(tmp_path / "run", epochs=2, hooks=[LearningRateHook(), ConsoleHook(2, console=console), evaluate])
+    lines = text.getvalue().splitlines()
+    assert {line.split()[0] for line in lines} == {"training", "epoch", "validation"}
+    assert all(line.endswith("left") for line in lines if line.startswith("epoch"))
+
+
 def test_profile(toy, tmp_path):
     toy.run(tmp_path / "run", epochs=1, hooks=[ProfileHook(2, 2)])
     assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]

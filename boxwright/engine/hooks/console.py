@@ -44,11 +44,10 @@ class ConsoleHook(Hook):
             return
         self.console = self.console or Console()
         parameters = sum(p.numel() for p in state.model.parameters() if p.requires_grad) / 1e6
-        self.console.print(
+        self._say(
             f"training {parameters:.2f} M parameters for {state.epochs} epochs of "
             f"{state.steps_per_epoch} iterations on {state.device}, "
-            f"{state.precision.name} ({state.precision.reason})",
-            highlight=False,
+            f"{state.precision.name} ({state.precision.reason})"
         )
         if self.console.is_terminal:
             columns = (
@@ -95,7 +94,7 @@ class ConsoleHook(Hook):
             self._last_line = now
             epoch = (state.step - 1) // state.steps_per_epoch + 1
             place = f"epoch {epoch}/{state.epochs}, iteration {state.step}/{state.total_steps}"
-            self.console.print(f"{place}: {text}", highlight=False)
+            self._say(f"{place}: {text}")
 
     def after_train_epoch(self, state: TrainState) -> None:
         """Take the bar away."""
@@ -108,7 +107,7 @@ class ConsoleHook(Hook):
         if self.console is not None:
             shown = list(state.metrics.items())[:6]
             text = "  ".join(f"{key} {value:.4f}" for key, value in shown)
-            self.console.print(f"validation after epoch {state.epoch}: {text}", highlight=False)
+            self._say(f"validation after epoch {state.epoch}: {text}")
 
     def after_run(self, state: TrainState) -> None:
         """Leave the terminal in order."""
@@ -117,3 +116,8 @@ class ConsoleHook(Hook):
             self._progress = None
         if state.failure is None and state.saved is not None:
             notify(f"finished; the newest checkpoint is {state.saved}")
+
+    def _say(self, line: str) -> None:
+        """One line, whatever the width: a log file has one record a line."""
+        if self.console is not None:
+            self.console.print(line, highlight=False, soft_wrap=True)
