@@ -133,6 +133,7 @@ def _dynamic(settings: Settings, criterion: Config) -> None:
             top=settings("iou_topk"),
             interval=interval,
             lowest=initial,
+            count_ground_truth=criterion.add_ground_truth,
         )
         if criterion.code_loss is None or criterion.code_loss.__fn_or_cls__ is not SmoothL1:
             raise ConfigError(f"{settings.path}: Dynamic R-CNN changes the beta of a SmoothL1Loss")

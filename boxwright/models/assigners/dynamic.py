@@ -20,7 +20,7 @@ class DynamicIoUAssigner(nn.Module):
 
     In each step the K_I-th largest IoU of an image, averaged over the images with objects (of all ranks), is
     recorded. After every C steps the threshold between positives and negatives is the mean of what was
-    recorded (Algorithm 1, line 8). The ground truths that are added to the proposals count among them.
+    recorded (Algorithm 1, line 8).
 
     Args:
         rule: how proposals are assigned but for the threshold, which is its `positive_iou` until the first
@@ -28,13 +28,20 @@ class DynamicIoUAssigner(nn.Module):
         top: K_I.
         interval: C, in steps.
         lowest: the threshold does not fall below this.
+        count_ground_truth: ground truths count among the proposals, as those that a criterion adds do for the
+            authors and in MMDetection: their IoU is 1.
     """
 
     def __init__(
-        self, rule: MaxIoUAssigner = RULE, top: int = 75, interval: int = 100, lowest: float = 0.4
+        self,
+        rule: MaxIoUAssigner = RULE,
+        top: int = 75,
+        interval: int = 100,
+        lowest: float = 0.4,
+        count_ground_truth: bool = True,
     ) -> None:
         super().__init__()
-        self.rule, self.top = rule, top
+        self.rule, self.top, self.count_ground_truth = rule, top, count_ground_truth
         self.threshold = AdaptiveValue(float(rule.positive_iou), interval, torch.nanmean, lowest=lowest)
 
     def forward(
@@ -46,8 +53,11 @@ class DynamicIoUAssigner(nn.Module):
         assignment = rule(priors, targets, predictions)
         if self.training:
             assert assignment.overlap is not None
+            overlap = assignment.overlap
+            if self.count_ground_truth:
+                overlap = torch.cat((overlap, torch.where(targets.valid, 1.0, -1.0)), dim=1)
             with_objects = targets.valid.any(1)
-            found = torch.where(with_objects, kth_largest(assignment.overlap, self.top), 0.0)
+            found = torch.where(with_objects, kth_largest(overlap, self.top), 0.0)
             total, images = mean_over_ranks(torch.stack((found.sum(), with_objects.sum().float()))).unbind()
             self.threshold.record(total / torch.where(images > 0, images, 1.0), images > 0)
         return assignment

@@ -9,10 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from ...distributed import mean_over_ranks
-from ...structures import Priors, Targets
+from ...ops.boxes import area
+from ...structures import Assignment, Priors, Targets
 from ..protocols import Assigner, ClassLoss, Coder, ElementLoss, Sampler
 from ..targets import Filled, Sample, boxes_and_labels
 from .predictions import RoIPredictions
+
+
+def _priors(boxes: Tensor, valid: Tensor) -> Priors:
+    count = boxes.shape[1]
+    return Priors(boxes, boxes.new_ones(count), (count,), valid)
+
+
+def _with_ground_truth(assignment: Assignment, targets: Targets) -> Assignment:
+    """The G true boxes behind the R proposals, each positive for itself; one without area counts neither way."""
+    itself = targets.valid & (area(targets.boxes) > 0)
+    index = torch.arange(itself.shape[1], device=itself.device).expand_as(itself)
+    score, overlap = assignment.score, assignment.overlap
+    return Assignment(
+        torch.cat((assignment.gt_index, index), dim=1),
+        torch.cat((assignment.positive, itself), dim=1),
+        torch.cat((assignment.ignore, ~itself), dim=1),
+        None if score is None else torch.cat((score, itself.to(score.dtype)), dim=1),
+        None if overlap is None else torch.cat((overlap, torch.where(itself, 1.0, -1.0)), dim=1),
+    )
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,9 @@ class RoICriterion:
         class_loss: loss of the classes, for positives and negatives.
         code_loss: loss on box codes; may stand beside `box_loss`.
         box_loss: loss on decoded boxes.
-        add_ground_truth: the true boxes are proposals, too, so that there are positives from the start.
+        add_ground_truth: the true boxes are proposals, too, so that there are positives from the start. They
+            are added once the others are assigned, as in MMDetection: each is trained for itself, and none
+            takes its rule (i) (`match_low_quality`) from the proposals.
         rank_with_box_loss: samplers that rank by loss see the sum of class and box loss (OHEM,
             arXiv:1604.03540, Sec. 4.1), not the class loss alone (MMDetection).
     """
@@ -55,12 +77,12 @@ class RoICriterion:
         An index of R or more in the sample is a ground truth that was added. `predict` gives the outputs for
         boxes and their validity, and `coder` reads their codes, for samplers that rank by loss.
         """
+        assignment = self.assigner(_priors(boxes, valid), targets)
         if self.add_ground_truth:
+            assignment = _with_ground_truth(assignment, targets)
             boxes = torch.cat((boxes, targets.boxes), dim=1)
             valid = torch.cat((valid, targets.valid), dim=1)
-        count = boxes.shape[1]
-        priors = Priors(boxes, boxes.new_ones(count), (count,), valid)
-        assignment = self.assigner(priors, targets)
+        priors = _priors(boxes, valid)
 
         def losses() -> Tensor:
             assert predict is not None and coder is not None, "this sampler ranks by loss"  # noqa: PT018

@@ -25,19 +25,22 @@ def scene(seed: int, images: int = 3, slots: int = 4, proposals: int = 30) -> tu
     return Priors(boxes, torch.ones(proposals), (proposals,), taking_part), targets
 
 
-def slow_statistic(priors: Priors, targets: Targets, top: int) -> float:
+def slow_statistic(priors: Priors, targets: Targets, top: int, with_truth: bool) -> float:
     assert priors.valid is not None
     found = []
     for boxes, valid, gt, there in zip(priors.boxes, priors.valid, targets.boxes, targets.valid, strict=True):
         if there.any():
-            best = box_iou(boxes[valid], gt[there]).amax(1).sort(descending=True).values
+            boxes = torch.cat((boxes[valid], gt[there])) if with_truth else boxes[valid]
+            best = box_iou(boxes, gt[there]).amax(1).sort(descending=True).values
             found.append(best[min(top, len(best)) - 1].item())
     return sum(found) / len(found)
 
 
+@pytest.mark.parametrize("with_truth", [False, True])
 @pytest.mark.parametrize("top", [1, 7, 75])
-def test_the_threshold_follows_the_proposals(top: int):
-    assigner = DynamicIoUAssigner(MaxIoUAssigner(0.5, 0.5), top=top, interval=3, lowest=0.1)
+def test_the_threshold_follows_the_proposals(top: int, with_truth: bool):
+    rule = MaxIoUAssigner(0.5, 0.5)
+    assigner = DynamicIoUAssigner(rule, top=top, interval=3, lowest=0.1, count_ground_truth=with_truth)
     threshold, kept = 0.5, []
     for step in range(8):
         priors, targets = scene(step)
@@ -45,7 +48,7 @@ def test_the_threshold_follows_the_proposals(top: int):
         found = assigner(priors, targets)
         for name in ("gt_index", "positive", "ignore"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
-        kept.append(slow_statistic(priors, targets, top))
+        kept.append(slow_statistic(priors, targets, top, with_truth))
         if len(kept) == 3:
             threshold, kept = max(sum(kept) / 3, 0.1), []
         assert assigner.statistics()["iou_threshold"].item() == pytest.approx(threshold, abs=1e-6)
