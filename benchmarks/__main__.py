@@ -1,9 +1,10 @@
-"""`python -m benchmarks NAME [options]`."""
+"""`python -m benchmarks [--rows FOLDER] NAME [options]`: rows are appended to files in that folder."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 NAMES = {
     "training": "a training step: RetinaNet, FCOS, Faster and Mask R-CNN beside torchvision's",
@@ -23,6 +24,13 @@ NAMES = {
 
 def main() -> None:
     """Run the named script with the remaining arguments."""
+    if sys.argv[1:2] == ["--rows"]:
+        if len(sys.argv) < 3:
+            sys.exit("--rows: name the folder for the rows")
+        from . import harness  # imports PyTorch
+
+        harness.ROWS = Path(sys.argv[2]).absolute()
+        del sys.argv[1:3]
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         width = max(map(len, NAMES))
         print(__doc__, *(f"  {name:{width}}  {what}" for name, what in NAMES.items()), sep="\n")

@@ -26,6 +26,8 @@ from boxwright.models.layers import set_folding
 from boxwright.ops.masks import pack
 from boxwright.structures import Batch, Targets, to_device
 
+from .harness import exactly
+
 CLASS_LOGITS = {"head.classification_head.cls_logits": 0.6, "roi_heads.box_predictor.cls_score": 1.5}
 """Spread of the class logits of detectors that find something, by the layer that makes them."""
 
@@ -34,6 +36,9 @@ BACKGROUND = 6.5
 
 OBJECTS = 8
 CLASSES = 80
+
+COMPILED = {"ours, compiled": "default", "ours, CUDA graphs": "reduce-overhead"}
+"""Ours as one compiled graph, by its name among the competitors: the mode of `torch.compile`."""
 
 
 def mobilenet_faster_rcnn() -> nn.Module:
@@ -101,21 +106,29 @@ class Pair:
     features: Callable[[nn.Module, list[Any]], Iterable[Tensor]] = torchvision_features
 
     def step(self, who: str, precision: str) -> Callable[[], object]:
-        """A whole training step: forward, backward, SGD; ours set up as `boxwright.train` does by default."""
-        ours = who == "ours"
+        """A whole training step: forward, backward, SGD; ours set up as `boxwright.train` does by default.
+
+        Args:
+            who: "ours", a name of `COMPILED`, or the peer.
+            precision: of both.
+        """
+        ours = who == "ours" or who in COMPILED
         model = (self.ours if ours else self.theirs).train()
         device = self.batch.images.device
         chosen = resolve_precision(precision, device)
+        batch = self.batch
         if ours:
             place_model(model, device, chosen.channels_last)
             set_folding(model, Memory().fold)
+            batch = place(batch, device, chosen.channels_last)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, fused=ours or None)
+        run = torch.compile(model, fullgraph=True, mode=COMPILED[who]) if who in COMPILED else model
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             with chosen.autocast(device):
-                losses = model(self.batch) if ours else model(list(self.images), list(self.targets))
+                losses = run(batch) if ours else run(list(self.images), list(self.targets))
             total = [v for k, v in losses.items() if not ours or k.startswith("loss/")]
             torch.stack([value.float() for value in total]).sum().backward()
             optimizer.step()
@@ -144,7 +157,7 @@ class Pair:
     def difference(self) -> float:
         """Largest difference of their features, in standard deviations: that they do the same work."""
         self.theirs.eval(), self.ours.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), exactly():
             theirs = self.features(self.theirs, self.images)
             ours = self.ours.features(self.batch.images, self.batch.sizes)
             return max(

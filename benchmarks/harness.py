@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+import boxwright
 
 ROWS = Path(__file__).parent / "rows"
 Name = TypeVar("Name")
@@ -68,6 +72,30 @@ def wait(device: torch.device) -> None:
     """Wait until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Compute float32 in float32: a GPU's convolutions round their inputs to TF32 otherwise."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
+
+
+@contextmanager
+def leaving_out(what: str) -> Iterator[None]:
+    """Go on where the device has too little memory for one case; says which one is left out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        print(f"{what} is left out: {str(error).partition('. ')[0]}", flush=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @cache
@@ -135,7 +163,7 @@ def rows_of(
 
 def record(name: str, rows: list[Row], device: torch.device) -> None:
     """Print rows and append them, with date, versions and machine, to `rows/NAME.csv`."""
-    ROWS.mkdir(exist_ok=True)
+    ROWS.mkdir(parents=True, exist_ok=True)
     path = ROWS / f"{name}.csv"
     about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(device), **versions()}
     new = not path.exists()
@@ -175,7 +203,7 @@ def versions() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
-        "boxwright": version("boxwright"),
+        "boxwright": boxwright.__version__,  # a checkout need not be installed
     }
 
 

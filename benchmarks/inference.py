@@ -8,6 +8,7 @@ when nothing is said: ours in the precision that the device is fast in, torchvis
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import torch
 
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"])
     arguments = parser.parse_args()
     device = harness.the_device()
-    for name in arguments.models:
-        for batch in arguments.batch:
-            size = arguments.size or input_size(name, device)
+    for name, batch in itertools.product(arguments.models, arguments.batch):
+        size = arguments.size or input_size(name, device)
+        with harness.leaving_out(f"{name}, batch {batch}"):
             for pair in make_pairs(arguments.peers, name, batch, *size, device):
                 assert (gap := difference(pair)) < CLOSE, f"{name}, {pair.who}: scores differ by {gap:.2g}"
                 text = "x".join(map(str, size))
@@ -63,7 +64,8 @@ def measure(pair: Pair, name: str, batch: int, size: str, precisions: list[str],
 
 def difference(pair: Pair) -> float:
     """Mean difference of the detections' scores, in decreasing order, in float32."""
-    ours, theirs = (pair.predict(who, "fp32")() for who in ("ours", pair.who))
+    with harness.exactly():
+        ours, theirs = (pair.predict(who, "fp32")() for who in ("ours", pair.who))
     found = []
     for image, other in enumerate(theirs):  # pyright: ignore
         scores = other["scores"].sort(descending=True).values

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib
+import importlib.metadata
+import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,12 @@ sys.path.insert(0, str(ROOT))
 harness = importlib.import_module("benchmarks.harness")
 detectors = importlib.import_module("benchmarks.detectors")
 evaluator = importlib.import_module("benchmarks.evaluator")
+gpu = importlib.import_module("benchmarks.gpu")
 loader = importlib.import_module("benchmarks.loader")
 operators = importlib.import_module("benchmarks.operators")
 savings = importlib.import_module("benchmarks.savings")
 table = importlib.import_module("benchmarks.table")
+training = importlib.import_module("benchmarks.training")
 CPU = torch.device("cpu")
 
 
@@ -57,6 +63,110 @@ def test_rows_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "| case | ours | fp32 | 2 | 64x64 | 250 ms |" in text
     assert "3.00x" in text
     assert text.endswith("after\n")
+
+
+def test_rows_go_where_they_are_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "ROWS", harness.ROWS)
+    folder = tmp_path / "some" / "rows"
+    options = ["benchmarks", "--rows", str(folder), "operators", "--only", "nms", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", options)
+    runpy.run_module("benchmarks", run_name="__main__")
+    with (folder / "operators.csv").open() as file:
+        assert [row["who"] for row in csv.DictReader(file)] == ["ours", "torchvision"]
+
+
+def test_a_checkout_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "boxwright":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(harness, "version", version)
+    assert harness.versions()["boxwright"]
+
+
+def test_a_case_that_does_not_fit_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with harness.leaving_out("toy, batch 64"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+    assert capsys.readouterr().out == "toy, batch 64 is left out: CUDA out of memory\n"
+    with pytest.raises(AssertionError, match="differ"), harness.leaving_out("toy"):
+        raise AssertionError("features differ")
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "expected"),
+    [("exit 0", 20, "done"), ("exit 3", 20, "failed"), ("sleep 60", 0.2, "stopped, its time was up")],
+)
+def test_a_line_of_the_plan_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float, expected: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n{script}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(gpu, "LEAST", 0.0)
+    start = time.perf_counter()
+    assert gpu.run(gpu.Line("toy --x 1", seconds), start + 30) == expected
+    assert time.perf_counter() - start < 10
+    if seconds > 1:
+        assert (tmp_path / "asked").read_text() == f"-m benchmarks --rows {harness.ROWS} toy --x 1\n"
+    monkeypatch.setattr(gpu, "LEAST", 10.0)
+    assert gpu.run(gpu.Line("toy", seconds), start + 5) == "left out"
+
+
+@pytest.mark.parametrize("line", gpu.PLAN, ids=lambda line: line.options)
+def test_the_plan_says_what_its_scripts_understand(line, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *options = line.options.split()
+    script = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, *options])
+
+    class Begins(Exception):
+        pass
+
+    def begin() -> None:
+        raise Begins
+
+    monkeypatch.setattr(harness, "the_device", begin)  # what comes after the options
+    with pytest.raises(Begins):
+        script.main()
+
+
+class Toy:
+    """Steps by competitor and precision; a text is the message of the error that one raises."""
+
+    who = "peer"
+
+    def __init__(self, **messages: str) -> None:
+        self.messages = messages
+
+    def step(self, who: str, precision: str) -> Callable[[], None]:
+        def step() -> None:
+            if message := self.messages.get(f"{who.split()[-1]}_{precision}"):
+                raise RuntimeError(message)
+
+        return step
+
+
+def measured(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    monkeypatch.setattr(harness, "ROWS", tmp_path / "rows")
+    training.measure(toy, "toy", 2, (8, 8), CPU, ["fp32", "bf16"], 1, ["ours", "ours, compiled"])
+    with (tmp_path / "rows" / "training.csv").open() as file:
+        return [(row["who"], row["precision"]) for row in csv.DictReader(file)]
+
+
+def test_what_does_not_train_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = measured(Toy(peer_fp32="no kernel", compiled_bf16="no graph"), tmp_path, monkeypatch)
+    assert found == [("ours", "bf16"), ("peer", "bf16")]
+    said = capsys.readouterr().out.splitlines()
+    assert "toy, peer is left out, it does not train in fp32: no kernel" in said
+    assert "toy, ours, compiled is left out, it does not train in bf16: no graph" in said
+    with pytest.raises(RuntimeError, match="ours fails"):
+        measured(Toy(ours_fp32="ours fails"), tmp_path, monkeypatch)
 
 
 def test_rows_of_savings_stand_on_their_own_page(
