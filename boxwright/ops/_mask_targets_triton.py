@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from boxwright.ops._roi_align_triton import _taps
+from boxwright.ops._roi_align_triton import FUSED, _taps
 from boxwright.structures import MaskCrops
 
 
@@ -36,6 +36,7 @@ def mask_targets(
         SHIFT=0.5 if aligned else 0.0,
         ALIGNED=aligned,
         BLOCK=triton.next_power_of_2(size),
+        **FUSED,
     )
     return targets
 
@@ -77,7 +78,8 @@ def _sample(
         y_length = tl.load(boxes + region * 4 + 3) - SHIFT - y1
         if not ALIGNED:
             x_length, y_length = tl.maximum(x_length, 1.0), tl.maximum(y_length, 1.0)
-        x_bin, y_bin = x_length / SIZE, y_length / SIZE
+        # Rounded as on a CPU: a whole quotient that came out a bit larger would take one more sample.
+        x_bin, y_bin = tl.div_rn(x_length, 1.0 * SIZE), tl.div_rn(y_length, 1.0 * SIZE)
         x_samples = tl.maximum(tl.ceil(x_bin), 0.0).to(tl.int32)
         y_samples = tl.maximum(tl.ceil(y_bin), 0.0).to(tl.int32)
         column = tl.arange(0, BLOCK)

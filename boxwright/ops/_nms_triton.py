@@ -14,6 +14,9 @@ from torch import Tensor
 MAX_PAIR_BYTES = 2**28
 """Images are taken in chunks, so that their bit matrices stay below this."""
 
+EXACTLY = {"enable_fp_fusion": False}
+"""Products and sums are rounded one by one, so that an IoU has the very bits that it has on a CPU."""
+
 
 def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, limit: float) -> Tensor:
     """Which boxes stay, `(B, N)` bool, of boxes in decreasing order of score.
@@ -36,9 +39,12 @@ def suppress(boxes: Tensor, groups: Tensor, valid: Tensor, limit: float) -> Tens
         images = chunk.stop - chunk.start
         bits = torch.empty(images, count, words, dtype=torch.int32, device=boxes.device)
         _pairs[(images, triton.cdiv(count, 32), words)](
-            boxes[chunk], groups[chunk], bits, limit, count, words
+            *(boxes[chunk], groups[chunk], bits, limit, count, words),
+            **EXACTLY,
         )
-        _scan[(images,)](bits, valid[chunk], keep[chunk], count, words, BLOCK=triton.next_power_of_2(words))
+        _scan[(images,)](
+            bits, valid[chunk], keep[chunk], count, words, BLOCK=triton.next_power_of_2(words), **EXACTLY
+        )
     return keep.bool()
 
 
@@ -61,7 +67,7 @@ def _pairs(boxes, groups, bits, limit, count, words):
     h = tl.minimum(y2[:, None], v2[None, :]) - tl.maximum(y1[:, None], v1[None, :])
     common = tl.maximum(w, 0.0) * tl.maximum(h, 0.0)
     union = ((x2 - x1) * (y2 - y1))[:, None] + ((u2 - u1) * (v2 - v1))[None, :] - common
-    overlap = tl.where(union > 0, common / tl.where(union > 0, union, 1.0), 0.0)
+    overlap = tl.where(union > 0, tl.div_rn(common, tl.where(union > 0, union, 1.0)), 0.0)
     same = tl.load(groups + row, in_rows, 0)[:, None] == tl.load(groups + column, in_columns, 0)[None, :]
     hit = (overlap > limit) & same & (column[None, :] > row[:, None]) & in_columns[None, :]
     found = tl.sum(hit.to(tl.int32) << tl.arange(0, 32)[None, :], 1)

@@ -21,6 +21,9 @@ from torch import Tensor
 from boxwright.ops._roi_align_bags import Layout
 from boxwright.ops.boxes import as_float
 
+FUSED = {"enable_fp_fusion": True}
+"""Means may differ in the last bit; Triton warns where this is left to it."""
+
 
 def forward(features: Sequence[Tensor], boxes: Tensor, level: Tensor, layout: Layout) -> Tensor:
     """`(B, R, C, S, S)` with the channels innermost in memory."""
@@ -73,6 +76,7 @@ def _launch(
         ALIGNED=layout.aligned,
         BACKWARD=backward,
         BLOCK=block,
+        **FUSED,
     )
 
 
@@ -114,7 +118,8 @@ def _pool(
         y_length = tl.load(boxes + region * 4 + 3) * scale - SHIFT - y1
         if not ALIGNED:
             x_length, y_length = tl.maximum(x_length, 1.0), tl.maximum(y_length, 1.0)
-        x_bin, y_bin = x_length / SIZE, y_length / SIZE
+        # Rounded as on a CPU: a whole quotient that came out a bit larger would take one more sample.
+        x_bin, y_bin = tl.div_rn(x_length, 1.0 * SIZE), tl.div_rn(y_length, 1.0 * SIZE)
         if RATIO > 0:
             x_samples, y_samples = RATIO, RATIO
         else:

@@ -56,9 +56,10 @@ def check_roi_align(device: torch.device) -> None:
 
 
 def check_nms(device: torch.device) -> None:
-    for count, threshold in ((1, 0.5), (40, 0.3), (70, 0.5)):
+    for count, threshold, whole in ((1, 0.5, False), (40, 0.3, False), (40, 0.5, True), (70, 0.5, False)):
         g = torch.Generator().manual_seed(count)
         boxes = random_boxes(2, count, 40.0, g)
+        boxes = boxes.round() if whole else boxes  # some IoUs are the threshold itself
         groups = torch.randint(0, 3, (2, count), generator=g)
         valid = torch.rand(2, count, generator=g) < 0.8
         scores = torch.linspace(1, 0.1, count).expand(2, -1)
