@@ -36,6 +36,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# Names of annotations, not what they stand for.
+autodoc_type_aliases = {
+    name: name for name in ("AllPositive", "Amount", "Count", "OddCount", "Positive", "Share")
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

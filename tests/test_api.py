@@ -208,7 +208,7 @@ def test_a_recipe_of_ones_own_needs_trust_to_be_loaded(tiny_data: Path, tmp_path
     [
         ([], "data.root"),
         (["batch_size=3", "accumulate=2"], "multiple of 2"),
-        (["model.head.channels=-1"], "cannot build model"),
+        (["model.head.init_std=-1"], r"cannot build model\.head \(DenseHead\): RuntimeError"),
     ],
 )
 def test_train_says_what_is_wrong(change: list[str], message: str, tiny_data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import fiddle as fdl
 import pytest
 from torch import nn
 
+import boxwright as bw
 from boxwright.config import (
     NumClasses,
     apply_overrides,
@@ -28,6 +30,7 @@ from boxwright.config import (
     to_json,
 )
 from boxwright.errors import ConfigError, DataError
+from boxwright.values import Count, Share
 
 TRUST = (__name__,)
 
@@ -184,6 +187,26 @@ def test_values_of_python_and_files_are_looked_at() -> None:
     config = whole()
     config.metrics, config.model.head.weights, config.clip = ["bbox"], Path("a.pth"), 3
     check_values(config)
+
+
+@dataclass
+class Ruled:
+    number: Count | None = None
+    shares: tuple[Share, ...] = ()
+
+
+def test_rules_of_annotations_hold_for_values_of_python() -> None:
+    made = build(fdl.Config(Ruled, number=1, shares=(0.0, 1)))
+    assert (made.number, made.shares) == (1, (0.0, 1))
+    for given, message in (
+        ({"number": 0}, "number takes a whole number from 1 on or None, not 0"),
+        ({"number": 1.0}, "number takes a whole number from 1 on or None, not 1.0"),
+        ({"shares": (0.5, 1.5)}, "shares takes a tuple, each a number from 0 to 1, not (0.5, 1.5)"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(f"0.{message}")):
+            build([fdl.Config(Ruled, **given)])
+    with pytest.raises(ConfigError, match="not 0"):
+        bw.build(bw.recipe("fcos_mnv2_320"), num_classes=0)
 
 
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "boxwright"
 
 ROWS = (
-    "structures labels errors distributed ops config",
+    "structures labels errors values distributed ops config",
     "models.layers models.backbones models.necks models.priors models.coders models.assigners models.samplers"
     " models.losses models.targets models.protocols models.suppression models.adaptive",
     "models.dense_heads models.roi_heads models.query_heads",

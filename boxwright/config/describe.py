@@ -86,9 +86,8 @@ def annotation(node: fdl.Buildable, name: str) -> Any:
         return hint
     namespace = vars(sys.modules.get(getattr(fdl.get_callable(node), "__module__", ""), typing))
     try:
-        return typing.get_type_hints(type("Holder", (), {"__annotations__": {name: hint}}), dict(namespace))[
-            name
-        ]
+        holder = type("Holder", (), {"__annotations__": {name: hint}})
+        return typing.get_type_hints(holder, dict(namespace), include_extras=True)[name]
     except (NameError, AttributeError, TypeError):  # a name imported for the type checker only
         return MISSING
 

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import json
+import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ import fiddle as fdl
 from fiddle import daglish
 from fiddle.experimental import serialization
 
-from ..errors import BoxwrightError, ConfigError
-from .describe import holds_calls
-from .overrides import check_values
+from ..errors import BoxwrightError, ConfigError, some_of
+from .describe import holds_calls, walk
+from .overrides import MOST, check_values
 
 ALLOWED = (
     "boxwright.config",
@@ -157,24 +158,45 @@ def build(config: Any) -> Any:
         config: a `fiddle.Config` or `Partial`, or a list or dict of them.
 
     Raises:
-        ConfigError: a constructor failed; the message holds the path in the configuration and what the
-            constructor said, and the original error is its cause.
+        ConfigError: as `check_values`, or a constructor failed; the message holds the path in the
+            configuration and what the constructor said, and the original error is its cause.
         BoxwrightError: what a constructor raised of this family, with the path as a note.
     """
     if not holds_calls(config):
         return config  # ready values only, such as a list of built transforms
+    check_values(config)
     try:
         return fdl.build(config)
     except Exception as error:
         original = getattr(error, "proxy_base_exception", error)
-        added = getattr(error, "proxy_message", "")
-        path, _, _ = added.partition(" at <root>")[2].partition(" with positional")
-        name = added.partition("construct or call ")[2].partition(" at <root>")[0]
-        where = f"{path.lstrip('.') or 'the configuration'} ({name})" if name else "the configuration"
+        where = _part_that_failed(config, original) or _call_that_failed(getattr(error, "proxy_message", ""))
         if isinstance(original, BoxwrightError):  # it says what is wrong already
             original.add_note(f"while building {where}")
             raise original from None
         raise ConfigError(f"cannot build {where}: {type(original).__name__}: {original}") from original
+
+
+def _part_that_failed(config: Any, error: BaseException) -> str | None:
+    """The innermost described class in whose methods an error was raised, and where it is described.
+
+    The parts of a whole are described by `Partial`s, which its constructor calls: fiddle names the whole.
+    """
+    described: dict[Any, list[str]] = {}
+    for path, value in [("the configuration", config), *walk(config)]:
+        if isinstance(value, fdl.Buildable):
+            described.setdefault(fdl.get_callable(value), []).append(path)
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        made = type(frame.f_locals.get("self"))
+        if made in described:
+            return f"{some_of(described[made], MOST)} ({made.__name__})"
+    return None
+
+
+def _call_that_failed(told: str) -> str:
+    """Where fiddle says that it was."""
+    path, _, _ = told.partition(" at <root>")[2].partition(" with positional")
+    name = told.partition("construct or call ")[2].partition(" at <root>")[0]
+    return f"{path.lstrip('.') or 'the configuration'} ({name})" if name else "the configuration"
 
 
 class _AllowList(serialization.PyrefPolicy):

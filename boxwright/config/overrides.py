@@ -19,6 +19,7 @@ from fiddle import daglish
 from fiddle._src import history as fiddle_history  # no public name for the place of a change
 
 from ..errors import ConfigError
+from ..values import Rule
 from .describe import (
     MISSING,
     accepts_any_name,
@@ -98,8 +99,7 @@ def check_values(config: fdl.Buildable) -> None:
             checked = is_plain(value) and not isinstance(value, Path)  # a path may stand for its text
             hint = annotation(node, str(name)) if checked else MISSING
             if hint is not MISSING and _fit(value, hint) is MISMATCH:
-                kind = type(value).__name__
-                raise ConfigError(f"{join(path, name)} takes {_hint_name(hint)}, but {value!r} is {kind}")
+                raise ConfigError(f"{join(path, name)} {_refusal(value, value, hint)}")
 
 
 def parse_value(text: str) -> Any:
@@ -140,10 +140,8 @@ def _assign(config: fdl.Buildable, names: Sequence[str], text: str) -> None:
             if isinstance(node, list) and isinstance(node[key], fdl.Buildable):
                 hint, value = "a call", MISMATCH
             if value is MISMATCH:
-                raise ConfigError(
-                    f"{join(done, name)} takes {_hint_name(hint)}, but {text!r} "
-                    f"is {type(parse_value(text)).__name__}{_below(node, key, done)}"
-                )
+                told = _refusal(text, parse_value(text), hint)
+                raise ConfigError(f"{join(done, name)} {told}{_below(node, key, done)}")
             _put(node, key, value)
             return
         child = argument(node, key) if isinstance(node, fdl.Buildable) else node[key]
@@ -218,7 +216,9 @@ def _fit(value: Any, hint: Any) -> Any:
     """A value converted to what a simple annotation wants; `MISMATCH` where it cannot be."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
-        return _fit(value, typing.get_args(hint)[0])
+        fit = _fit(value, typing.get_args(hint)[0])
+        rules = [rule for rule in hint.__metadata__ if isinstance(rule, Rule)]
+        return MISMATCH if fit is MISMATCH or not all(rule.holds(fit) for rule in rules) else fit
     if origin in (typing.Union, types.UnionType):
         fits = [_fit(value, option) for option in typing.get_args(hint)]
         exact = [fit for fit in fits if fit is not MISMATCH and type(fit) is type(value)]
@@ -269,7 +269,29 @@ def _fit_tuple(value: Any, inner: tuple) -> Any:
     return MISMATCH if any(fit is MISMATCH for fit in fits) else fits
 
 
+def _refusal(given: Any, value: Any, hint: Any) -> str:
+    """Why an argument does not take `given`, which was read as `value`."""
+    if _has_rule(hint):
+        return f"takes {_hint_name(hint)}, not {value!r}"
+    return f"takes {_hint_name(hint)}, but {given!r} is {type(value).__name__}"
+
+
+def _has_rule(hint: Any) -> bool:
+    return isinstance(hint, Rule) or any(_has_rule(part) for part in typing.get_args(hint))
+
+
 def _hint_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        words = [rule.words for rule in hint.__metadata__ if isinstance(rule, Rule)]
+        return words[0] if words else _hint_name(typing.get_args(hint)[0])
+    if _has_rule(hint):
+        origin, inner = typing.get_origin(hint), typing.get_args(hint)
+        each = " or ".join(dict.fromkeys(_hint_name(part) for part in inner if part is not Ellipsis))
+        if origin in (typing.Union, types.UnionType):
+            return each
+        return f"a {_hint_name(origin)}{'' if Ellipsis in inner else f' of {len(inner)}'}, each {each}"
+    if hint is type(None):
+        return "None"
     if isinstance(hint, type) and not typing.get_args(hint):
         return hint.__name__
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", str(hint))  # classes without their modules

@@ -14,6 +14,7 @@ from ..ops.box_voting import vote_boxes
 from ..ops.nms import nms
 from ..ops.soft_nms import Decay, soft_nms
 from ..structures import Detections
+from ..values import Share
 from .targets import gather_slots
 
 
@@ -46,7 +47,7 @@ class GreedyNMS:
         iou: boxes are dropped where they overlap a better one more than this.
     """
 
-    iou: float = 0.5
+    iou: Share = 0.5
 
     def __call__(self, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_output: int) -> Kept:
         """At most `max_output` of the valid boxes `(B, N, 4)` with scores and groups `(B, N)`."""
@@ -68,7 +69,7 @@ class SoftNMS:
     """
 
     method: Decay = "linear"
-    iou: float = 0.3
+    iou: Share = 0.3
     sigma: float = 0.5
     min_score: float = 1e-3
 
@@ -93,8 +94,8 @@ class WeightedNMS:
         vote_iou: boxes vote where they overlap the one kept more than this; the paper has 0.5.
     """
 
-    iou: float = 0.5
-    vote_iou: float = 0.5
+    iou: Share = 0.5
+    vote_iou: Share = 0.5
 
     def __call__(self, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_output: int) -> Kept:
         """At most `max_output` of the valid boxes `(B, N, 4)` with scores and groups `(B, N)`."""

@@ -52,7 +52,7 @@ class Experiment:
             Backbones then fetch no weights of their own. A resumed run goes on from its own checkpoint.
         seed: of weights, order and augmentation.
         compile: whether `torch.compile` makes one graph of the loss.
-        evaluate_every: epochs between evaluations on the validation split.
+        evaluate_every: epochs between evaluations on the validation split; 0 for one at the end alone.
         metrics: what is measured: "bbox", and "segm" for detectors with masks.
         hooks: further hooks of the training loop.
         memory: what a step computes again, folds or leaves to the compiler to need less memory.

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from ...errors import ConfigError
 from ...ops import boxes as box_ops
 from ...structures import NO_CLASS
+from ...values import Share
 from ..sample import Sample, as_boxes
 from .functional import (
     centres_inside,
@@ -178,7 +179,7 @@ class Expand:
         fill: RGB value of the new pixels; SSD's is the mean of ImageNet.
     """
 
-    p: float = 0.5
+    p: Share = 0.5
     max_ratio: float = 4.0
     fill: tuple[int, int, int] = (123, 117, 104)
 

@@ -8,6 +8,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from ...values import Share
 from ..sample import Sample, as_boxes
 from .functional import chance, image_size
 
@@ -19,7 +20,7 @@ class HorizontalFlip:
     In continuous coordinates x becomes `width - x`, without a "- 1".
     """
 
-    p: float = 0.5
+    p: Share = 0.5
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the sample, mirrored or as it is."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from ...values import Share
 from ..sample import Sample
 from .functional import chance, uniform
 
@@ -36,7 +37,7 @@ class PhotometricDistortion:
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0
-    p: float = 0.5
+    p: Share = 0.5
     permute: bool = True
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...ops.boxes import area, centres, from_cxcywh, pairwise_iou, to_cxcywh
 from ...ops.constants import constant
 from ...structures import Assignment, DensePredictions, Priors, Targets
+from ...values import AllPositive
 from .max_iou import MaxIoUAssigner
 from .overlap import prior_overlaps
 
@@ -84,8 +85,8 @@ class ApproxMaxIoUAssigner:
     """
 
     rule: MaxIoUAssigner
-    scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scales: AllPositive = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    ratios: AllPositive = (0.5, 1.0, 2.0)
 
     def __call__(
         self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...structures import Assignment, DensePredictions, Priors, Targets
+from ...values import Share
 from .blocks import overlap_blocks, pays
 from .overlap import last_finder, prior_overlaps
 
@@ -30,13 +31,13 @@ class MaxIoUAssigner:
         ignore_iof: a prior, not positive, with this share of its area in an ignored region is ignored.
     """
 
-    positive_iou: float | Tensor = 0.5
-    negative_iou: float | Tensor = 0.5
+    positive_iou: Share | Tensor = 0.5
+    negative_iou: Share | Tensor = 0.5
     match_low_quality: bool = False
-    min_positive_iou: float | Tensor = 0.0
+    min_positive_iou: Share | Tensor = 0.0
     low_quality_keeps_best: bool = False
     low_quality_ties: bool = True
-    ignore_iof: float = 0.5
+    ignore_iof: Share = 0.5
 
     def __call__(
         self, priors: Priors, targets: Targets, predictions: DensePredictions | None = None

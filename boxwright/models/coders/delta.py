@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops.constants import constant
+from ...values import Positive
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class DeltaCoder:
         min_log_ratio: likewise from below; MMDetection holds both sides, torchvision only the upper.
     """
 
-    stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    stds: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
     max_log_ratio: float = math.log(1000.0 / 16)
     min_log_ratio: float = -math.log(1000.0 / 16)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.boxes import from_cxcywh, to_cxcywh
 from ...ops.constants import constant
+from ...values import Positive
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ShapeCoder:
         max_log_ratio: logarithms are held within plus and minus this when decoding.
     """
 
-    stds: tuple[float, float] = (1.0, 1.0)
+    stds: tuple[Positive, Positive] = (1.0, 1.0)
     max_log_ratio: float = math.log(1e6)
 
     @property

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
+from ...values import Amount, Count, OddCount
 from ..assigners import RegionAssigner
 from ..layers import DeformConv2d, NormLayer, bias_for_prior
 from ..losses import BoundedIoULoss, FocalLoss
@@ -179,17 +180,17 @@ class GuidedAnchorHead(DenseHead):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         priors: PriorGenerator,
         shape_coder: Coder,
         guidance: Guidance,
         coder: Coder,
         criterion: DenseCriterion,
         postprocess: DensePostprocess,
-        channels: int = 256,
-        stem_convs: int = 0,
-        tower_convs: int = 4,
-        predictor_kernel: int = 3,
+        channels: Count = 256,
+        stem_convs: Amount = 0,
+        tower_convs: Amount = 4,
+        predictor_kernel: OddCount = 3,
         norm: NormLayer | None = None,
         offset_groups: int = 4,
         class_prior: float | None = 0.01,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, Detections, FeatureSpec, Priors, Targets
+from ...values import Amount, Count, OddCount
 from ..layers import ConvFactory, NormLayer, Scale, bias_for_prior, conv_tower, init_normal
 from ..protocols import Coder, PriorGenerator
 from ..targets import Sample
@@ -99,15 +100,15 @@ class DenseHead(PriorHead):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         priors: PriorGenerator,
         coder: Coder,
         criterion: DenseCriterion,
         postprocess: DensePostprocess,
-        channels: int = 256,
-        stem_convs: int = 0,
-        tower_convs: int = 4,
-        predictor_kernel: int = 3,
+        channels: Count = 256,
+        stem_convs: Amount = 0,
+        tower_convs: Amount = 4,
+        predictor_kernel: OddCount = 3,
         norm: NormLayer | None = None,
         conv: ConvFactory = nn.Conv2d,
         last_conv: ConvFactory | None = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...structures import DensePredictions, FeatureSpec
+from ...values import Amount, Count, OddCount
 from ..layers import Activation, NormLayer, conv_tower, init_xavier, relu
 from ..protocols import Coder, PriorGenerator
 from .criterion import DenseCriterion
@@ -39,14 +40,14 @@ class PerLevelHead(PriorHead):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         priors: PriorGenerator,
         coder: Coder,
         criterion: DenseCriterion,
         postprocess: DensePostprocess,
-        channels: int = 256,
-        tower_convs: int = 0,
-        predictor_kernel: int = 3,
+        channels: Count = 256,
+        tower_convs: Amount = 0,
+        predictor_kernel: OddCount = 3,
         norm: NormLayer | None = None,
         activation: Activation | None = relu,
     ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...ops.boxes import clip
 from ...structures import DensePredictions, Detections, Priors
+from ...values import Count
 from ..protocols import ClassLoss, Coder, Suppression
 from ..suppression import GreedyNMS
 from ..targets import gather_priors, gather_slots
@@ -39,11 +40,11 @@ class DensePostprocess:
     """
 
     score_threshold: float | None = 0.05
-    candidates: int = 1000
+    candidates: Count = 1000
     candidates_of: Literal["level", "image"] = "level"
     nms: Suppression = GreedyNMS(iou=0.5)  # noqa: RUF009  frozen
     nms_groups: Literal["class", "level"] = "class"
-    max_detections: int = 100
+    max_detections: Count = 100
     min_side: float = 0.0
     quality_power: float = 1.0
     rank_with_quality: bool = False

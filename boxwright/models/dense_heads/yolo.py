@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import DensePredictions, FeatureSpec
+from ...values import Count
 from ..layers import Activation, ConvNorm, NormLayer, bias_for_prior, init_normal, leaky_relu
 from ..protocols import Coder, PriorGenerator
 from .criterion import DenseCriterion
@@ -46,7 +47,7 @@ class YOLOHead(PriorHead):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         priors: PriorGenerator,
         coder: Coder,
         criterion: DenseCriterion,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import FeatureSpec
+from ...values import Count
 from ..layers import Activation, ConvFactory, ConvNorm, NormLayer, init_xavier
 
 ExtraLevels = Literal["pool", "on_input", "on_lateral", "on_output"]
@@ -47,10 +48,10 @@ class FPN(nn.Module):
     def __init__(
         self,
         in_specs: Sequence[FeatureSpec],
-        out_channels: int = 256,
+        out_channels: Count = 256,
         *,
         start_level: int = 0,
-        num_outs: int = 5,
+        num_outs: Count = 5,
         extra: ExtraLevels | None = "pool",
         relu_before_extra: bool = False,
         norm: NormLayer | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...structures import FeatureSpec
+from ...values import Count
 from ..layers import ConvFactory, ConvNorm, NormLayer, init_xavier
 
 POOLINGS = {"average": F.avg_pool2d, "max": F.max_pool2d}
@@ -39,9 +40,9 @@ class HRFPN(nn.Module):
     def __init__(
         self,
         in_specs: Sequence[FeatureSpec],
-        out_channels: int = 256,
+        out_channels: Count = 256,
         *,
-        num_outs: int = 5,
+        num_outs: Count = 5,
         pooling: Literal["average", "max"] = "average",
         stride: int = 1,
         norm: NormLayer | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.constants import constant
 from ...structures import Priors
+from ...values import AllPositive
 from .grid import grid_steps, repeat_over_grid
 
 
@@ -28,8 +29,8 @@ class Anchors:
             from the stride where the canvas is not a multiple of it.
     """
 
-    scales: tuple[float, ...] = (8.0,)
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scales: AllPositive = (8.0,)
+    ratios: AllPositive = (0.5, 1.0, 2.0)
     sizes: tuple[tuple[float, ...], ...] | None = None
     offset: float = 0.0
     whole_pixels: bool = False

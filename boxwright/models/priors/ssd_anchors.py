@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...ops.constants import constant
 from ...structures import Priors
+from ...values import AllPositive
 from .grid import repeat_over_grid
 
 
@@ -55,7 +56,7 @@ class SSDAnchors:
         ConfigError: the lengths do not fit each other.
     """
 
-    sizes: tuple[float, ...]
+    sizes: AllPositive
     ratios: tuple[tuple[float, ...], ...]
     steps: tuple[float, ...] | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...ops.roi_align import assign_levels, roi_align
 from ...structures import FeatureSpec
+from ...values import Count
 from ..layers import ConvFactory, NormLayer, conv_tower
 from ..protocols import Coder
 from ..targets import Filled
@@ -95,7 +96,7 @@ class BoxHead(RoIStage):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         coder: Coder,
         criterion: RoICriterion,
         postprocess: RoIPostprocess,

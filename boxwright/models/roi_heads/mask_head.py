@@ -12,6 +12,7 @@ from ...distributed import mean_over_ranks
 from ...errors import DataError
 from ...ops.masks import mask_targets
 from ...structures import Detections, FeatureSpec, Targets
+from ...values import Amount, Count
 from ..layers import ConvFactory, NormLayer, conv_tower
 from ..targets import Filled, gather_slots
 from .box_head import RoIExtractor
@@ -40,10 +41,10 @@ class MaskHead(nn.Module):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         extractor: RoIExtractor = RoIExtractor(size=14),  # noqa: B008  frozen
-        channels: int = 256,
-        convs: int = 4,
+        channels: Count = 256,
+        convs: Amount = 4,
         norm: NormLayer | None = None,
         conv: ConvFactory = nn.Conv2d,
         weight: float = 1.0,

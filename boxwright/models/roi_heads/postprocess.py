@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.boxes import clip
 from ...structures import Detections
+from ...values import Count
 from ..protocols import ClassLoss, Coder, Suppression
 from ..suppression import GreedyNMS
 from ..targets import gather_slots
@@ -50,8 +51,8 @@ class RoIPostprocess:
 
     score_threshold: float = 0.05
     nms: Suppression = GreedyNMS(iou=0.5)  # noqa: RUF009  frozen
-    max_detections: int = 100
-    candidates: int = 4096
+    max_detections: Count = 100
+    candidates: Count = 4096
     min_side: float = 0.0
 
     def __call__(

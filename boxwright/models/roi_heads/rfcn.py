@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...ops.ps_roi import ps_crop_and_resize, ps_roi_align, ps_roi_pool
 from ...structures import FeatureSpec
+from ...values import Count
 from ..layers import ConvNorm, init_normal
 from ..protocols import Coder
 from .criterion import RoICriterion
@@ -83,13 +84,13 @@ class RFCNHead(RoIStage):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         coder: Coder,
         criterion: RoICriterion,
         postprocess: RoIPostprocess,
         pool: BinPool = PSRoIPool(),
         bins: int = 7,
-        channels: int = 1024,
+        channels: Count = 1024,
         class_agnostic: bool = True,
         level: int = -1,
     ) -> None:

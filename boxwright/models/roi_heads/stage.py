@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...structures import FeatureSpec
+from ...values import Count
 from ..protocols import Coder
 from .criterion import RoICriterion
 from .postprocess import RoIPostprocess
@@ -28,7 +29,7 @@ class RoIStage(nn.Module):
         self,
         in_specs: Sequence[FeatureSpec],
         *,
-        num_classes: int,
+        num_classes: Count,
         coder: Coder,
         criterion: RoICriterion,
         postprocess: RoIPostprocess,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops.nms import nms
 from ...structures import Assignment, Priors
+from ...values import Count, Share
 from ..targets import Sample
 from .priority import ShareSampler, chosen, highest
 
@@ -27,8 +28,8 @@ class OHEMSampler(ShareSampler):
         negatives_per_positive: see `ShareSampler`.
     """
 
-    number: int = 512
-    positive_share: float = 0.25
+    number: Count = 512
+    positive_share: Share = 0.25
 
     def __call__(
         self,
@@ -60,7 +61,7 @@ class HardestSampler:
             None leaves none out (R-FCN, arXiv:1605.06409, Sec. 2).
     """
 
-    number: int = 64
+    number: Count = 64
     duplicate_iou: float | None = 0.7
 
     def max_positives(self, num_priors: int) -> int:

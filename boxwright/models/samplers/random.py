@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...structures import Assignment, Priors
+from ...values import Count, Share
 from ..targets import Sample
 from .priority import ShareSampler
 
@@ -23,8 +24,8 @@ class RandomSampler(ShareSampler):
         negatives_per_positive: see `ShareSampler`.
     """
 
-    number: int = 256
-    positive_share: float = 0.5
+    number: Count = 256
+    positive_share: Share = 0.5
 
     def __call__(
         self,
