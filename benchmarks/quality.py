@@ -1,14 +1,21 @@
-"""AP after a given wall time on two CPU cores: ours beside torchvision's Faster R-CNN.
+"""AP after a given wall time on two CPU cores: ours beside torchvision's Faster R-CNN, one run of each.
 
     python -m benchmarks quality --data datasets/bccd --weights mobilenet_v2.pth --minutes 30
 
 Every detector gets the same pretrained MobileNetV2, the same 640 x 480 images at 320 x 240, batches of 8,
 SGD with a cosine schedule that ends with the time. About 15 times it is measured on the validation split; the
-weights that do best there are measured on the test images, all by the same evaluator. Ours is trained by its
-recipe as it is, and charged for everything that `boxwright.train` does: the check of the data, these
-evaluations, the checkpoints and the report. torchvision flips images, and is charged for its training steps
-alone, in float32 as its references train on a CPU, with its images decoded and resized beforehand; its
-proposals and samples are cut to the numbers of ours.
+weights that do best there are measured on the test images, all by the same evaluator.
+
+Ours is trained by its recipe as it is: in the precision that the processor is fast in, with crops, changed
+colours and averaged weights. torchvision flips images, in float32 as its references train on a CPU and, as
+`torchvision_bf16`, under autocast (its evaluations are float32). Its pyramid and heads have the widths, the
+anchors, the proposals and the samples of ours, and it sees images resized by the same filter in training and
+in evaluation. Its norms are frozen; ours keep their statistics and train scale and shift.
+
+The budget of ours holds everything that `boxwright.train` does: the check of the data, these evaluations, the
+checkpoints and the report. torchvision's holds its training steps alone, with images decoded and resized
+beforehand. So it is in the curve: minutes from the first step on, those of ours with its evaluations, those
+of torchvision without.
 
 `curve.csv` and `curve.png` show the AP on the validation split against the time.
 """
@@ -20,6 +27,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -29,16 +37,26 @@ import torchvision
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import boxwright as bw
 from boxwright.data import Table, decode_image, folder
+from boxwright.engine.precision import resolve_precision
 from boxwright.evaluation import evaluate_results
 
 BATCH = 8
+SIZE = (320, 240)
+"""Width and height of the images as torchvision's detector gets them."""
+
 EVALUATIONS = 15
+LABELS = {
+    "torchvision": "torchvision Faster R-CNN (float32)",
+    "torchvision_bf16": "torchvision Faster R-CNN (bf16)",
+}
+"""What torchvision's runs are called in the picture and in the table."""
 
 
 def measure_ours(name: str, data: Path, weights: Path, seconds: float, out: Path) -> dict[str, float]:
@@ -52,10 +70,11 @@ def measure_ours(name: str, data: Path, weights: Path, seconds: float, out: Path
     start = time.perf_counter()
     bw.train(experiment, out / f"{name}_pace", console=False)
     whole = time.perf_counter() - start
-    pace = seconds_per_step(out / f"{name}_pace" / "metrics.jsonl")
-    rest = whole - pace * 2 * steps  # start, check, evaluation, report
-    experiment.epochs = max(1, int(0.95 * (seconds - rest) / (pace * steps)))
-    experiment.evaluate_every = max(1, experiment.epochs // EVALUATIONS)
+    lines = read_lines(out / f"{name}_pace" / "metrics.jsonl")
+    epoch, evaluation = steps * seconds_per_step(lines), seconds_of_evaluation(lines)
+    once = whole - 2 * epoch - evaluation  # start, check, report
+    experiment.epochs = epochs_within(0.97 * seconds - once, epoch, evaluation)
+    experiment.evaluate_every = math.ceil(experiment.epochs / EVALUATIONS)
     start = time.perf_counter()
     run = bw.train(experiment, out / name)
     wall = time.perf_counter() - start
@@ -69,12 +88,23 @@ def measure_ours(name: str, data: Path, weights: Path, seconds: float, out: Path
     return {"minutes": wall / 60, "steps": experiment.epochs * steps} | select(measured)
 
 
-def seconds_per_step(metrics: Path) -> float:
+def seconds_per_step(lines: list[dict[str, Any]]) -> float:
     """Median pace of a run from its own log."""
-    paces = sorted(
-        BATCH / line["images_per_second"] for line in read_lines(metrics) if line["kind"] == "train"
-    )
-    return paces[len(paces) // 2]
+    return statistics.median(BATCH / line["images_per_second"] for line in lines if line["kind"] == "train")
+
+
+def seconds_of_evaluation(lines: list[dict[str, Any]]) -> float:
+    """What the last evaluation of a run took, from its own log."""
+    last = {line["kind"]: line["seconds"] for line in lines}
+    return last["val"] - last["train"]
+
+
+def epochs_within(seconds: float, epoch: float, evaluation: float) -> int:
+    """How many epochs, one at least, fit into a time with the evaluations between them."""
+    fitting = int((seconds - EVALUATIONS * evaluation) / epoch)
+    if fitting < EVALUATIONS:  # then each epoch is evaluated
+        fitting = int(seconds / (epoch + evaluation))
+    return max(1, fitting)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -83,14 +113,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_curve(out: Path, name: str, points: list[tuple[float, float]]) -> None:
-    """Append minutes and validation AP to `curve.csv`."""
+    """Write minutes and validation AP to `curve.csv`, instead of the name's former ones."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "curve.csv").open("a") as file:
-        file.writelines(f"{name},{minutes:.2f},{ap:.4f}\n" for minutes, ap in points)
+    path = out / "curve.csv"
+    former = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in former if not line.startswith(f"{name},")]
+    path.write_text("".join([*kept, *(f"{name},{minutes:.2f},{ap:.4f}\n" for minutes, ap in points)]))
 
 
 def plot_curves(out: Path) -> Path:
-    """Draw all curves of `curve.csv` into `curve.png`."""
+    """Draw all curves of `curve.csv`, torchvision's dashed, into `curve.png`."""
     import matplotlib.pyplot as plt
 
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -99,8 +131,10 @@ def plot_curves(out: Path) -> Path:
         curves.setdefault(name, []).append((float(minutes), float(ap)))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    axes.set(xlabel="minutes", ylabel="AP on the validation split")
+        line = "--" if name.startswith("torchvision") else "-"
+        axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3, label=LABELS.get(name, name))
+    axes.set(xlabel="minutes (ours: with its evaluations; torchvision: its steps alone)")
+    axes.set(ylabel="AP on the validation split", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "curve.png", dpi=120)
@@ -114,10 +148,9 @@ def torchvision_detector(weights: Path, num_classes: int) -> FasterRCNN:
     state = torch.load(weights, weights_only=True)
     network.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")})
     levels = {"6": "0", "13": "1", "17": "2"}  # strides 8, 16, 32
-    backbone = BackboneWithFPN(network.features, levels, [32, 96, 320], 256)
+    backbone = BackboneWithFPN(network.features, levels, [32, 96, 320], 128)
     return FasterRCNN(
         backbone,
-        num_classes + 1,
         min_size=240,
         max_size=320,
         rpn_anchor_generator=AnchorGenerator(
@@ -129,17 +162,17 @@ def torchvision_detector(weights: Path, num_classes: int) -> FasterRCNN:
         rpn_post_nms_top_n_test=300,
         box_batch_size_per_image=128,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=112),
+        box_head=TwoMLPHead(128 * 49, 512),
+        box_predictor=FastRCNNPredictor(512, num_classes + 1),
     )
 
 
-def measure_torchvision(data: Path, weights: Path, seconds: float, out: Path) -> dict[str, float]:
+def measure_torchvision(name: str, data: Path, weights: Path, seconds: float, out: Path) -> dict[str, float]:
     """Train torchvision's detector for that long and measure its best weights on the test split."""
     opened = folder(data)
     torch.manual_seed(0)
     model = torchvision_detector(weights, len(opened.label_map)).train()
-    images = [
-        pil_to_tensor(decode_image(opened.train[i].file).resize((320, 240))) for i in range(len(opened.train))
-    ]
+    images = [read(opened.train, i) for i in range(len(opened.train))]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=1e-4)
 
@@ -149,9 +182,10 @@ def measure_torchvision(data: Path, weights: Path, seconds: float, out: Path) ->
             group["lr"] = lr
         chosen = torch.randint(len(images), (BATCH,)).tolist()
         pairs = [sample(images[i], opened.train, i, flip=torch.rand(()).item() < 0.5) for i in chosen]
-        losses = model([image for image, _ in pairs], [target for _, target in pairs])
+        with torch.autocast("cpu", torch.bfloat16, enabled=name.endswith("bf16")):
+            losses = model([image for image, _ in pairs], [target for _, target in pairs])
         optimizer.zero_grad()
-        sum(losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
 
@@ -171,9 +205,14 @@ def measure_torchvision(data: Path, weights: Path, seconds: float, out: Path) ->
             if ap >= best[0]:
                 best = ap, {key: value.clone() for key, value in model.state_dict().items()}
             model.train()
-    write_curve(out, "torchvision", points)
+    write_curve(out, name, points)
     model.load_state_dict(best[1])
     return {"minutes": passed / 60, "steps": done} | evaluate_torchvision(model, opened.test or opened.val)
+
+
+def read(table: Table, index: int) -> torch.Tensor:
+    """The pixels of an image as torchvision's detector gets them, in training and in evaluation."""
+    return pil_to_tensor(decode_image(table[index].file).resize(SIZE))
 
 
 def sample(
@@ -181,12 +220,12 @@ def sample(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """An image in 0..1 and its targets as torchvision wants them: background is label 0."""
     record = table[index]
-    scale = 320 / record.width
+    scale = torch.tensor([SIZE[0] / record.width, SIZE[1] / record.height]).repeat(2)
     keep = ~torch.from_numpy(record.ignore.copy())
     boxes = torch.from_numpy(record.boxes.copy())[keep] * scale
     if flip:
         image = image.flip(-1)
-        boxes = torch.stack((320 - boxes[:, 2], boxes[:, 1], 320 - boxes[:, 0], boxes[:, 3]), dim=-1)
+        boxes = torch.stack((SIZE[0] - boxes[:, 2], boxes[:, 1], SIZE[0] - boxes[:, 0], boxes[:, 3]), -1)
     labels = torch.from_numpy(record.labels.copy())[keep] + 1
     return image.float() / 255, {"boxes": boxes.reshape(-1, 4), "labels": labels}
 
@@ -198,10 +237,12 @@ def evaluate_torchvision(model: FasterRCNN, table: Table | None) -> dict[str, fl
     results = []
     for index in range(len(table)):
         record = table[index]
-        image = pil_to_tensor(decode_image(record.file)).float() / 255
         with torch.inference_mode():
-            found = model([image])[0]
-        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+            found = model([read(table, index).float() / 255])[0]
+        scale = torch.tensor([record.width / SIZE[0], record.height / SIZE[1]]).repeat(2)
+        rows = zip(
+            (found["boxes"] * scale).tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+        )
         for (x1, y1, x2, y2), score, label in rows:
             category = table.label_map.source_ids[label - 1]
             box = [x1, y1, x2 - x1, y2 - y1]
@@ -227,18 +268,19 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--only", nargs="*", default=["faster_rcnn_mnv2_320", "torchvision", "fcos_mnv2_320"])
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=["faster_rcnn_mnv2_320", "torchvision", "torchvision_bf16", "fcos_mnv2_320"],
+    )
     arguments = parser.parse_args()
     seconds = arguments.minutes * 60
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     print(f"{machine}, torchvision {torchvision.__version__}, {arguments.minutes} minutes each", flush=True)
     for name in arguments.only:
-        if name == "torchvision":
-            row = measure_torchvision(arguments.data, arguments.weights, seconds, arguments.out)
-        else:
-            row = measure_ours(name, arguments.data, arguments.weights, seconds, arguments.out)
-        text = ", ".join(f"{key} {value:.4g}" for key, value in row.items())
-        print(f"{name}: {text}", flush=True)
+        measure = measure_torchvision if name.startswith("torchvision") else measure_ours
+        row = measure(name, arguments.data, arguments.weights, seconds, arguments.out)
+        print(table_row(name, arguments.minutes, row), flush=True)
         arguments.out.mkdir(parents=True, exist_ok=True)
         with (arguments.out / "rows.jsonl").open("a") as file:
             file.write(
@@ -247,5 +289,8 @@ def main() -> None:
     print(plot_curves(arguments.out))
 
 
-if __name__ == "__main__":
-    main()
+def table_row(name: str, budget: float, row: dict[str, float]) -> str:
+    """The row of a Markdown table: detector, budget, minutes, steps, AP, AP50, AP75."""
+    label = LABELS.get(name) or f"`{name}` ({resolve_precision('auto', 'cpu').name})"
+    aps = " | ".join(f"{row[key]:.3f}" for key in ("AP", "AP50", "AP75"))
+    return f"| {label} | {budget:g} | {row['minutes']:.2f} | {row['steps']} | {aps} |"
