@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import fiddle as fdl
 import torch
 from fiddle import Config, Partial
 
 from ..config import ClassAgnostic, build, clone
 from ..errors import ConfigError
+from ..models.dense_heads import DensePostprocess
 from ..models.detectors import Normalise, OneStageDetector, TwoStageDetector
 from ..recipes.common import with_tag
 from . import dense, regions
@@ -62,8 +64,10 @@ def model_from_mmdetection(model: Mapping[str, Any], images: Mapping[str, Any] |
                 train.ignore("rpn_proposal")
                 return Config(OneStageDetector, head=rpn, **common)
             made = Context(Settings({}, ""), train.part("rpn_proposal"), divisor, strides)
+            everywhere = clone(rpn.postprocess)  # guided anchors are filtered by their place in testing alone
+            fdl.update_callable(everywhere, DensePostprocess, drop_invalid_args=True)
             with made.test:
-                train_proposals = made.proposals(clone(rpn.postprocess))
+                train_proposals = made.proposals(everywhere)
             with test.part("rcnn") as reading:
                 roi = regions.heads(settings.part("roi_head"), train.parts("rcnn"), reading, strides)
             return Config(TwoStageDetector, rpn=rpn, roi=roi, train_proposals=train_proposals, **common)

@@ -150,6 +150,7 @@ def table() -> dict[str, Recipe]:
         guided_anchoring.ga_retinanet_mnv2_320,
         guided_anchoring.ga_rpn_r50_fpn_1x,
         guided_anchoring.ga_faster_rcnn_r50_fpn_1x,
+        guided_anchoring.ga_faster_rcnn_mnv2_320,
         demo.fcos_digits,
     )
     return {function.__name__: function for function in functions}

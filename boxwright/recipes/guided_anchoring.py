@@ -8,6 +8,8 @@ Faster R-CNN.
 
 from __future__ import annotations
 
+from typing import Any
+
 import fiddle as fdl
 from fiddle import Config, Partial
 
@@ -24,6 +26,7 @@ from ..models.dense_heads import (
 from ..models.detectors import OneStageDetector, TwoStageDetector
 from ..models.losses import BinaryCrossEntropy, FocalLoss, SmoothL1
 from ..models.priors import Anchors
+from ..models.roi_heads import BoxHead, TwoFC
 from ..models.samplers import RandomSampler
 from . import common, faster_rcnn, rpn
 from .experiment import Experiment
@@ -120,17 +123,22 @@ def ga_rpn_r50_fpn_1x() -> Config[Experiment]:
     return _schedule(rpn.detector(rpn_head(2000, 1000)), lr=0.02)
 
 
-def ga_faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
-    """GA-Faster R-CNN, ResNet-50 and FPN: fewer and better proposals (Sec. 3.5), 12 epochs on COCO."""
-    box = faster_rcnn.box_head(positive_iou=0.6, samples=256)
+def box_head(**arguments: Any) -> Partial[BoxHead]:
+    """Fast R-CNN's head for better proposals: positives from an IoU of 0.6 on, finer codes (Sec. 3.5)."""
+    box = faster_rcnn.box_head(positive_iou=0.6, **arguments)
     box.coder.stds = (0.05, 0.05, 0.1, 0.1)
     box.postprocess.score_threshold = 1e-3
+    return box
+
+
+def ga_faster_rcnn_r50_fpn_1x() -> Config[Experiment]:
+    """GA-Faster R-CNN, ResNet-50 and FPN: fewer and better proposals (Sec. 3.5), 12 epochs on COCO."""
     model = Config(
         TwoStageDetector,
         backbone=common.resnet(50),
         neck=common.fpn(),
         rpn=rpn_head(1000, 300),
-        roi=faster_rcnn.roi_heads(box),
+        roi=faster_rcnn.roi_heads(box_head(samples=256)),
         train_proposals=rpn.proposals(2000, 300),
     )
     return _schedule(model, lr=0.02)
@@ -141,6 +149,18 @@ def ga_retinanet_mnv2_320() -> Config[Experiment]:
     head = retina_head()
     head.guidance.location_share = 0.02  # in small images a larger share of all places is near an object
     return common.dense_320(head, lr=0.01)
+
+
+def ga_faster_rcnn_mnv2_320() -> Config[Experiment]:
+    """GA-Faster R-CNN with MobileNetV2 at 320 pixels, for two CPU cores: GA-RPN's proposals, Fast R-CNN."""
+    model = faster_rcnn.mobilenet_model()
+    proposals = rpn_head(1000, 300)
+    proposals.channels, proposals.priors = 128, square(3.0)  # anchors from 24 pixels on
+    proposals.guidance.location_share = 0.02
+    box = box_head(samples=128, levels=3, trunk=Partial(TwoFC, width=512))
+    box.extractor = model.roi.stages[0].extractor
+    model.rpn, model.roi = proposals, faster_rcnn.roi_heads(box)
+    return common.small_320(model, lr=0.01)
 
 
 def _schedule(model: Config, lr: float) -> Config[Experiment]:

@@ -36,7 +36,7 @@ def set_nms(experiment: Config[Experiment], nms: Any) -> None:
     stages = getattr(getattr(model, "roi", None), "stages", None)
     holder = stages[-1] if stages else getattr(model, "head", None)
     postprocess = getattr(holder, "postprocess", None)
-    if not hasattr(postprocess, "nms"):
+    if postprocess is None or not hasattr(postprocess, "nms"):
         raise ConfigError(
             "nms is set in model.head.postprocess or in that of the last of model.roi.stages, but this "
             "recipe's model has neither; set its own argument"

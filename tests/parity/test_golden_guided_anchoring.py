@@ -7,15 +7,21 @@ all other places to be likely. `Reversed` does the same; our recipes follow the 
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
-from golden_figures import Golden, agree, as_maps, check_gradients, check_trained, load, matched
+from golden_figures import FOLDER, Golden, agree, as_maps, check_gradients, check_trained, load, matched
 from torch import Tensor
 
-from boxwright.models.dense_heads import GuidedAnchorHead
+from boxwright.config import build
+from boxwright.convert import model_from_mmdetection
+from boxwright.models.dense_heads import DensePostprocess, GuidedAnchorHead, GuidedPostprocess
 from boxwright.models.losses import FocalLoss
+from boxwright.recipes import recipe
 from boxwright.structures import Targets
 
 RECIPES = {
@@ -35,6 +41,10 @@ class Reversed(FocalLoss):
 @pytest.fixture(scope="module", params=RECIPES)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return load(request.param, RECIPES[request.param])
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
 
 
 def parts(golden: Golden) -> tuple[GuidedAnchorHead, Targets]:
@@ -106,3 +116,13 @@ def test_predictions(golden: Golden) -> None:
     found = model.predict(batch.images, batch.sizes)
     for i, expected in enumerate(golden.record["predictions"]):
         matched(found, i, expected)
+
+
+def test_proposals_in_training_come_from_all_places() -> None:
+    model = read("faster-rcnn_r50_fpn_1x_coco")["model"]
+    guided = read("ga-rpn_r50_fpn_1x_coco")["model"]
+    model["rpn_head"], model["train_cfg"]["rpn"] = guided["rpn_head"], guided["train_cfg"]["rpn"]
+    converted, ours = model_from_mmdetection(model), recipe("ga_faster_rcnn_r50_fpn_1x").model
+    for made in (converted, ours):
+        assert type(build(made.rpn.postprocess)) is GuidedPostprocess
+        assert type(build(made.train_proposals)) is DensePostprocess

@@ -29,6 +29,7 @@ QUICK = [
     "faster_rcnn_c4_mnv2_320",
     "htc_without_semantic_mnv2_320",
     "ga_retinanet_mnv2_320",
+    "ga_faster_rcnn_mnv2_320",
 ]
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in table()]
 
