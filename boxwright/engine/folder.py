@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ..distributed import restarted
+from ..distributed import gather_objects, restarted
 from ..errors import TrainingError
 from . import checkpoint
+from .agreement import ranges
 from .messages import notify, on_main
 
 _OWNED: set[Path] = set()  # record locks do not hold a process off itself
@@ -56,11 +57,22 @@ def run_folder(out: Path, resume: bool) -> Iterator[None]:
 
     try:
         on_main(prepare)
+        _tell_the_blind(out)
         yield
     finally:
         for lock in locks:
             _OWNED.discard(out.resolve())
             lock.close()
+
+
+def _tell_the_blind(out: Path) -> None:
+    """Warn of ranks that do not see the folder: they would fail when the training is done."""
+    blind = [rank for rank, sees in enumerate(gather_objects(out.is_dir())) if not sees]
+    if blind:
+        notify(
+            f"warning: {ranges(blind)} {'do' if len(blind) > 1 else 'does'} not see the run folder {out}: to "
+            "resume, and to evaluate at the end, all machines have to share it; give all ranks the same `out`"
+        )
 
 
 def write_config(out: Path, config: str) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from boxwright.distributed import rank
+from boxwright.engine import run_folder
+
 TOY = Path(__file__).with_name("toy.py")
 JOINED = {"epochs": 3, "batches": 8, "shuffle": False, "dropout": 0.0, "norm": False, "clip_norm": 1.0,
           "ema_decay": 0.5, "iterations": 3}  # fmt: skip
@@ -83,3 +86,20 @@ def test_a_killed_run_of_two_ranks_resumes(toy, tmp_path, launcher):
     assert run(launcher, tmp_path / "cut", **options, resume=True) == [0, 0]
     whole, cut = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "cut"))
     toy.assert_equal(whole, cut)
+
+
+def on_rank(out):
+    """What `test_ranks_that_do_not_see_the_run_folder_are_named` does on each rank."""
+    for name in ("shared", f"own{rank()}"):
+        with run_folder(out / name, resume=False):
+            pass
+
+
+def test_ranks_that_do_not_see_the_run_folder_are_named(tmp_path, launcher):
+    """Else they say so when the training is done and is to be evaluated."""
+    launcher.start(tmp_path, ranks=3, call=__file__)
+    assert launcher.wait() == [0, 0, 0], launcher.said()
+    assert launcher.said().count("not see the run folder") == 1
+    assert (
+        f"warning: ranks 1 to 2 do not see the run folder {tmp_path / 'own0'}: to resume" in launcher.said()
+    )

@@ -171,7 +171,7 @@ def test_thirty_kills_of_ranks(elastic, tiny_data, tmp_path):
     out = tmp_path / "killed" / "run"
     out.parent.mkdir()
     hits = kill_ranks(elastic, out, 30, 1, **options)
-    assert len(set(hits)) > 15  # they hit at many places
+    assert len(set(hits)) >= 15  # they hit at many places: every other one a step further at least
     go(elastic, tmp_path / "run", 2, job="train", **{**options, "data": str(tiny_data), "delay": 0.0})
     for key, value in final(out).items():
         assert torch.equal(value, final(tmp_path / "run")[key]), key
