@@ -18,15 +18,16 @@ from .mask_rcnn import mask_rcnn_r50_fpn_1x
 
 
 def high_resolution(recipe: Config[Experiment], width: int) -> Config[Experiment]:
-    """Exchange a recipe's backbone and neck for HRNet and its pyramid.
+    """Exchange a recipe's ResNet and neck for HRNet and its pyramid, which begins at the neck's first level.
 
     Args:
         recipe: changed in place.
         width: channels of the finest branch.
     """
+    first = getattr(recipe.model.neck, "start_level", 0)  # 1 where a one-stage detector leaves stride 4 out
     backbone = common.with_tag(Config(HRNet, width=width, weights="timm"), "weights", Pretrained)
     recipe.model.backbone = common.with_tag(backbone, "norm", Norm)
-    recipe.model.neck = Partial(HRFPN)
+    recipe.model.neck = Partial(HRFPN, stride=2**first)
     return recipe
 
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from boxwright.config import NumClasses, Pretrained, build, set_tagged
 from boxwright.ops.masks import pack
 from boxwright.recipes import table
-from boxwright.structures import Batch, Detections, Targets, to_device
+from boxwright.recipes.hrnet import high_resolution
+from boxwright.structures import Batch, Detections, FeatureSpec, Targets, to_device
 
 CLASSES = 3
+RESNET = tuple(FeatureSpec(256 * 2**i, 4 * 2**i) for i in range(4))
 QUICK = [
     "retinanet_r50_fpn_1x",
     "fcos_r50_fpn_1x",
@@ -208,6 +210,15 @@ def test_empty_slots_change_no_loss(model: nn.Module):
     torch.testing.assert_close(
         model(few), model(dataclasses.replace(many, targets=targets)), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["fcos_r50_fpn_1x", "retinanet_r50_fpn_1x", "faster_rcnn_r50_fpn_1x"])
+def test_hrnet_in_any_recipe_leaves_the_strides_of_its_levels(name: str):
+    changed = high_resolution(table()[name](), 18)
+    set_tagged(changed.model, Pretrained, None)
+    with torch.device("meta"):
+        before, after = build(table()[name]().model.neck)(RESNET), build(changed.model)
+    assert [s.stride for s in after.neck.specs] == [s.stride for s in before.specs]
 
 
 def sample_all(model: nn.Module) -> None:
