@@ -12,14 +12,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fiddle import Config
+import torch.nn.functional as F
+from fiddle import Config, Partial
 
+from ..assembly import set_num_classes
 from ..errors import ConfigError
+from ..models.assigners import FCOSAssigner
+from ..models.coders import DistanceCoder
 from ..models.detectors import Normalise
-from ..models.layers import FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d
-from ..models.losses import BoundedIoULoss, CIoULoss, GIoULoss, IoULoss
+from ..models.layers import FrozenBatchNorm2d, ModulatedDeformConv2d, OffsetDeformConv2d, biased
+from ..models.losses import BoundedIoULoss, CIoULoss, GIoULoss, IoULoss, SmoothL1
 from ..models.samplers import OHEMSampler
-from ..models.suppression import SoftNMS
+from ..models.suppression import GreedyNMS, SoftNMS
 from ..recipes import common, dcn, gcnet, group_norm, hrnet
 from ..recipes import recipe as recipe_named
 from ..recipes.experiment import Experiment
@@ -57,9 +61,12 @@ METHODS = {
 }
 """What a name begins with, and the recipe that the rest of it changes."""
 
+CAFFE_IN_RGB = {"faster_rcnn": ("r101_caffe_fpn_ms_3x", "r101_caffe_fpn_mstrain_3x")}
+"""Networks in Caffe's style that were trained, as published, on images as torchvision normalises them."""
+
 NOTHING = (
     r"coco|fpn|1x|90k|300k|wandb|person|car|bicycle|tnr_pre|pre|"
-    r"(?:amp|fp16)|(?:ms|mstrain|poly|lsj)|(?:480|640)|(?:800|960)|\d+xb\d+|\d+x\d+|200e|273e|120e|400e|all|torchvision"
+    r"(?:amp|fp16)|(?:ms|mstrain|poly|lsj)|(?:400|480|640)|(?:800|960|1400)|\d+xb\d+|\d+x\d+|200e|273e|120e|400e|all|torchvision"
 )
 """Words that change how a model is trained on what, not what it computes."""
 
@@ -80,15 +87,18 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
     if method is None:
         raise ConfigError(f"{name}: no method of this name; there are {', '.join(sorted(METHODS))}")
     rest = words.removeprefix(method).strip("_")
-    single = re.search(r"(?:^|_)(c4|dc5)(?:_|$)", rest)
+    caffe = "caffe" in rest and not rest.startswith(CAFFE_IN_RGB.get(method, ("-",)))
+    single = re.search(r"(?:^|_)(c4(?!_c5)|dc5)(?:_|$)", rest)
     if single:
-        style = "caffe_" if "caffe" in rest or single[1] == "dc5" else ""
+        style = "caffe_" if caffe or single[1] == "dc5" else ""
         detector = "faster_rcnn" if method == "rpn" else method
         recipe = recipe_named(f"{detector}_r50_{style}{single[1]}_1x")
         recipe = _proposals_alone(recipe) if method == "rpn" else recipe
         rest = re.sub(r"caffe|c4|dc5", "", rest)
     else:
         recipe = recipe_named(METHODS[method])
+        if method == "fcos" and not caffe:
+            _torchvision_network(recipe)
     while rest := rest.strip("_"):
         for pattern, change in WORDS:
             if found := re.match(rf"(?:{pattern})(?:_|$)", rest):
@@ -97,6 +107,8 @@ def recipe_of_mmdetection(name: str) -> Config[Experiment]:
                 break
         else:
             raise ConfigError(f"{name}: the word at {rest!r} is not known")
+    if "caffe" in words and not caffe:
+        del recipe.model.normalise
     return recipe
 
 
@@ -105,6 +117,7 @@ def _proposals_alone(recipe: Recipe) -> Recipe:
     two_stage, alone = recipe.model, recipe_named(METHODS["rpn"])
     alone.model.head = two_stage.rpn
     alone.model.head.criterion.class_agnostic = True
+    alone.model.head.postprocess.candidates, alone.model.head.postprocess.max_detections = 12000, 2000
     alone.model.backbone, alone.model.neck = two_stage.backbone, two_stage.neck
     if "normalise" in two_stage.__arguments__:
         alone.model.normalise = two_stage.normalise
@@ -136,8 +149,55 @@ def _caffe(recipe: Recipe) -> None:
         _bgr(recipe, (1.0, 1.0, 1.0))
 
 
+def _torchvision_network(recipe: Recipe) -> None:
+    """FCOS on the network that other methods have; our recipe is the published one, in Caffe's style."""
+    recipe.model.backbone = common.resnet(50)
+    del recipe.model.normalise
+
+
+def _high_resolution(recipe: Recipe, width: str) -> None:
+    """HRNet; one-stage detectors look at its pyramid from stride 8 on, FCOS in blue, green, red."""
+    hrnet.high_resolution(recipe, int(width))
+    if "head" in recipe.model.__arguments__:
+        recipe.model.neck.stride = 2
+        _bgr(recipe, (58.395, 57.12, 57.375))
+
+
 def _deform(layer: type[OffsetDeformConv2d], recipe: Recipe, groups: str | None = None) -> None:
     dcn.deformable(recipe, layer, int(groups or 1))
+
+
+def _deform_from(recipe: Recipe, first: str) -> None:
+    dcn.deformable(recipe, OffsetDeformConv2d, stages=range(int(first) - 1, 5))
+
+
+def _centre_sampling(recipe: Recipe) -> None:
+    recipe.model.head.criterion.assigner = Config(FCOSAssigner, centre_radius=1.5)
+
+
+def _improved_fcos(recipe: Recipe) -> None:
+    """FCOS with the authors' later changes: distances in strides, centreness beside the boxes, GIoU."""
+    _centre_sampling(recipe)
+    head = recipe.model.head
+    head.coder, head.quality_branch = Config(DistanceCoder, activation=F.relu, in_strides=True), "box"
+    head.criterion.box_loss, head.conv = Config(GIoULoss), biased
+    head.postprocess.nms = Config(GreedyNMS, iou=0.6)
+    if "normalise" in recipe.model.__arguments__:
+        _bgr(recipe, (1.0, 1.0, 1.0))
+
+
+def _deformable_fcos(recipe: Recipe) -> None:
+    dcn.deformable(recipe, ModulatedDeformConv2d)
+    recipe.model.head.last_conv = Partial(biased, conv=ModulatedDeformConv2d)
+
+
+def _first_version(recipe: Recipe) -> None:
+    """Mask R-CNN as it was first published: smooth L1, and RoIAlign without the half pixel's shift."""
+    recipe.model.rpn.criterion.code_loss = Config(SmoothL1, beta=1 / 9)
+    for part in (*recipe.model.roi.stages, recipe.model.roi.mask):
+        part.extractor.aligned, part.extractor.sampling_ratio = False, 2
+    for stage in recipe.model.roi.stages:
+        stage.criterion.code_loss = Config(SmoothL1)
 
 
 def _box_loss(loss: type, recipe: Recipe, weight: float = 10.0) -> None:
@@ -152,8 +212,8 @@ def _epochs(recipe: Recipe, times: str) -> None:
     recipe.schedule.milestones = {2: (16, 22), 3: (28, 34)}[int(times)]
 
 
-def _twenty(recipe: Recipe) -> None:
-    recipe.epochs, recipe.schedule.milestones = 20, (16, 19)
+def _long(epochs: int, recipe: Recipe) -> None:
+    recipe.epochs, recipe.schedule.milestones = epochs, (epochs - 4, epochs - 1)
 
 
 def _ohem(recipe: Recipe) -> None:
@@ -170,6 +230,12 @@ def _soft_nms(recipe: Recipe) -> None:
 
 
 def _group_norm(recipe: Recipe) -> None:
+    """With Detectron's networks, for images in blue, green, red."""
+    group_norm.norms_everywhere(recipe)
+    _bgr(recipe, (1.0, 1.0, 1.0))
+
+
+def _group_norm_of_others(recipe: Recipe) -> None:
     group_norm.norms_everywhere(recipe)
 
 
@@ -184,16 +250,20 @@ def _context(recipe: Recipe, share: str) -> None:
 WORDS: tuple[tuple[str, Change | Callable[..., Any]], ...] = (
     (r"r(18|34|50|101|152)", _depth),
     (r"x(50|101)_(\d+)x(\d+)d", _resnext),
-    (r"hrnetv2p_w(\d+)", lambda recipe, width: hrnet.high_resolution(recipe, int(width))),
+    (r"hrnetv2p_w(\d+)", _high_resolution),
     (r"syncbn", gcnet.synchronised),
     (r"caffe", _caffe),
     (r"mdconv_c3_c5(?:_group(\d))?", partial(_deform, ModulatedDeformConv2d)),
     (r"group(\d)_mdconv_c3_c5", partial(_deform, ModulatedDeformConv2d)),
     (r"mdconv_group(\d)_c3_c5", partial(_deform, ModulatedDeformConv2d)),
-    (r"dconv_c3_c5", partial(_deform, OffsetDeformConv2d)),
+    (r"dconv_c([345])_c5", _deform_from),
+    (r"dcn", _deformable_fcos),
+    (r"center_normbbox_centeronreg_giou", _improved_fcos),
+    (r"center", _centre_sampling),
     (r"gcb_r(\d+)_c3_c5", _context),
     (r"r(\d+)_gcb_c3_c5", _context),
     (r"gn_ws_all", _group_norm_ws),
+    (r"contrib_fpn_gn_all|gn_all_contrib", _group_norm_of_others),
     (r"gn_all", _group_norm),
     (r"gn_head", _nothing),  # FCOS: the head has it anyway
     (r"soft_nms", _soft_nms),
@@ -203,7 +273,11 @@ WORDS: tuple[tuple[str, Change | Callable[..., Any]], ...] = (
     (r"ciou", partial(_box_loss, CIoULoss, weight=12.0)),
     (r"iou", partial(_box_loss, IoULoss)),
     (r"([23])x", _epochs),
-    (r"20e|20_23_24e", _twenty),
+    (r"20e|20_23_24e", partial(_long, 20)),
+    (r"28e", partial(_long, 28)),
+    (r"coco_person_bicycle_car", partial(set_num_classes, count=3)),
+    (r"coco_person", partial(set_num_classes, count=1)),
+    (r"v1", _first_version),
     (NOTHING, _nothing),
 )
 """Each word with its change of the recipe."""

@@ -22,7 +22,7 @@ def _priors(boxes: Tensor, valid: Tensor) -> Priors:
 
 
 def _with_ground_truth(assignment: Assignment, targets: Targets) -> Assignment:
-    """The G true boxes behind the R proposals, each positive for itself; one without area counts neither way."""
+    """G true boxes behind the R proposals, each positive for itself; without area it counts neither way."""
     itself = targets.valid & (area(targets.boxes) > 0)
     index = torch.arange(itself.shape[1], device=itself.device).expand_as(itself)
     score, overlap = assignment.score, assignment.overlap
