@@ -123,7 +123,7 @@ def assemble(config: fdl.Config[Experiment], out: Path, resume: bool, console: b
     kept = clone(config)
     kept.data = describe_data(data, described)
     if config.start_from is not None:
-        kept.start_from = os.path.abspath(config.start_from)
+        config.start_from = kept.start_from = os.path.abspath(os.path.expanduser(config.start_from))
     config.data = data
     resumes = resume and bool(steps(out / "checkpoints"))
     start = None if resumes else config.start_from

@@ -34,7 +34,6 @@ def run(out: Path = Path("runs/demo")) -> Run:
     finished = train(experiment, out / "run", resume=(out / "run" / "config.json").is_file())
     console.print(str(finished.metrics))
     console.print(f"[bold]3[/] the report, for any browser: {finished.path / 'report.html'}")
-    console.print(
-        f"  try the detector: boxwright predict {finished.path} {root / 'images' / 'val_00000.jpg'}"
-    )
+    picture = root / "images" / "val_00000.jpg"
+    console.print(f"  try the detector: boxwright predict {finished.path} {picture}", soft_wrap=True)
     return finished

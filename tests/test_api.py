@@ -75,12 +75,15 @@ def test_recipes_is_a_function_and_a_package() -> None:
     assert bw.recipes.fcos is fcos  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@pytest.mark.parametrize("folder", ["", "~/"])
 def test_training_starts_from_a_trained_detector(
-    run: bw.Run, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: str, run: bw.Run, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(tiny_data)
     monkeypatch.chdir(run.path.parent)
-    config.start_from = run.path.name
+    monkeypatch.setenv("HOME", str(run.path.parent))
+    monkeypatch.setenv("USERPROFILE", str(run.path.parent))
+    config.start_from = f"{folder}{run.path.name}"
     config.model.backbone.weights = "nowhere.pth"  # is not looked for
     parts = assemble(config, tmp_path, resume=False, console=False)
     trained, _ = load_weights(run.path)

@@ -125,8 +125,9 @@ def chosen(
         ConfigError: a word is missing or means nothing.
     """
     refuse_options(words)
-    name = None if is_assignment(words[0]) else words[0]
-    own, overrides = take(words[0 if name is None else 1 :], ("out", *known))
+    name = next((word for word in words if not is_assignment(word)), None)
+    first = len(words) if name is None else words.index(name)
+    own, overrides = take([*words[:first], *words[first + 1 :]], ("out", *known))
     if "out" not in own:
         raise ConfigError("say where the run goes: out=runs/NAME")
     for word in overrides:

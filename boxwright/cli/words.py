@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ def take(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], li
         known: names of the command's own words.
 
     Returns:
-        Values by name, and the other words in order.
+        Values by name, `~` made the home folder, and the other words in order.
 
     Raises:
         ConfigError: something is no assignment, has no value, or stands twice.
@@ -43,7 +44,7 @@ def take(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], li
         elif name in values:
             raise ConfigError(f"{name}= is given twice")
         else:
-            values[name] = value
+            values[name] = os.path.expanduser(value)  # not every shell does so behind a "="
     return values, others
 
 

@@ -98,7 +98,7 @@ def write_json(path: Path, content: object, indent: int | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that is there whole or not at all."""
+    """A text file that is there whole or not at all; an OSError names it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -108,6 +108,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's own mode hides the file from others
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the system names no file that is open already
         raise

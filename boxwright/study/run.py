@@ -118,6 +118,10 @@ def study(
     try:
         if not variants and named is None:
             request = on_main(lambda: _asked_before(out))
+            changed = {"data": data, "weights": weights, "minutes": minutes, "split": split}
+            said = [f"{name}={value}" for name, value in changed.items() if value is not None]
+            said += [f"seeds={seeds}"] if seeds != 1 else []
+            _refuse_changes(out, [*overrides, *grid_texts(vary), *said])
             given, data = [parse_variant(text) for text in request.variants], request.data
         else:
             given = variants_of(variants)
@@ -270,6 +274,19 @@ def _asked_before(out: Path) -> Request:
         raise ConfigError(f"{out / STUDY} does not exist: name the variants of a new study")
     request.check_can_go_on(out)
     return request
+
+
+def _refuse_changes(out: Path, changes: Sequence[str]) -> None:
+    """A study that goes on by its folder alone is what that says.
+
+    Raises:
+        ConfigError: something else is asked for besides.
+    """
+    if changes:
+        raise ConfigError(
+            f"{', '.join(changes)}: a study whose variants are not named goes on with what {out / STUDY} "
+            "says; to change that, name them again"
+        )
 
 
 def _told(row: Row) -> str:

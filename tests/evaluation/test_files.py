@@ -1,5 +1,6 @@
 """The measurement's files: whole or not there."""
 
+import errno
 import json
 import os
 
@@ -31,6 +32,16 @@ def test_nothing_half_written(tmp_path):
         write_evaluation(tmp_path, {"bbox/AP": 0.1}, {}, **{"bbox/AP": 1})
     assert read_evaluation(tmp_path)[0] == {"bbox/AP": 0.5}
     assert os.listdir(tmp_path) == ["evaluation.json"]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"evaluation\.json"):
+        write_evaluation(tmp_path, {"bbox/AP": 0.5}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_and_damaged(tmp_path):

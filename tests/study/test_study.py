@@ -32,7 +32,7 @@ TINY = [
     "batch_size=4",
     "epochs=2",
 ]
-VARIANTS = ["fcos_mnv2_320", "fcos_mnv2_320:model.head.channels=-1 name=broken", "retinanet_mnv2_320"]
+VARIANTS = ["fcos_mnv2_320", "fcos_mnv2_320:accumulate=3 name=broken", "retinanet_mnv2_320"]
 
 
 def tiny_study(data: Path, out: Path, variants=VARIANTS, **options) -> list[Row]:
@@ -83,7 +83,7 @@ def test_each_variant_is_trained_and_measured(finished: tuple[Path, list[Row]]) 
         detector = bw.load(folder, device="cpu")
         assert row.parameters == sum(p.numel() for p in detector.model.parameters())
         assert row.about["precision"] == "fp32"
-    assert "negative dimension" in rows[1].error
+    assert "cannot be shared by 1 processes with accumulate=3" in rows[1].error
     assert "Traceback" in (out / rows[1].folder / "error.txt").read_text()
 
 
@@ -151,6 +151,25 @@ def test_a_stopped_study_goes_on(
     _, undisturbed = finished
     for row, whole in zip(rows, (undisturbed[0], undisturbed[2]), strict=True):
         assert row.metrics == pytest.approx(dict(whole.metrics), abs=1e-6)
+
+
+def test_a_study_that_goes_on_by_its_folder_takes_no_changes(
+    finished: tuple[Path, list[Row]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = finished
+    for words in (
+        ["epochs=9"],
+        ["--vary", "seed=1,2"],
+        ["--seeds", "2"],
+        ["--minutes", "1"],
+        ["--split", "val"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["study", *words, f"out={out}"])
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert words[-1].split("=")[-1] in told
+        assert "name them again" in told
 
 
 def test_a_signal_between_trainings_stops_too(
