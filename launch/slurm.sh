@@ -25,11 +25,13 @@ processes=${SLURM_GPUS_ON_NODE:-1}
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*} # not through `head -n 1`: it may end before scontrol has written, which pipefail takes for a fault
 port=$((20000 + SLURM_JOB_ID % 10000))
-export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-processes} / processes))
+cpus=${SLURM_CPUS_PER_TASK:-$processes}
+export OMP_NUM_THREADS=$((cpus / processes))
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds that a process has to finish its step and save
 
 # `--resume` begins at the beginning where there is no checkpoint yet, so a requeued job is the same command.
-srun --kill-on-bad-exit=0 torchrun \
+# Since SLURM 22.05 a step has one processor for each task unless srun, too, is told of more.
+srun --cpus-per-task="$cpus" --kill-on-bad-exit=0 torchrun \
     --nnodes="$SLURM_JOB_NUM_NODES" \
     --nproc-per-node="$processes" \
     --rdzv-backend=c10d \

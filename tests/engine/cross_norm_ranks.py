@@ -80,7 +80,8 @@ def mistakes() -> None:
     for images, held in ((6, 4), (2, 4)):
         with pytest.raises(ConfigError, match=f"images={images} cannot be made of ranks with {held} images"):
             join_norms(nn.Sequential(CrossBatchNorm2d(3, images=images)), held)
-    with pytest.raises(ConfigError, match="groups of 3 ranks cannot be made of 4"):
+    told = "images=12 cannot be made of ranks with 4 images each, of which there are 4: choose images=4 or 8"
+    with pytest.raises(ConfigError, match=told):
         join_norms(nn.Sequential(CrossBatchNorm2d(3, images=12)), 4)
     with pytest.raises(ConfigError, match="Call join_norms"):
         CrossBatchNorm2d(3, images=8)(torch.ones(1, 3, 2, 2))

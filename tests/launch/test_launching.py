@@ -126,6 +126,7 @@ def test_slurm_starts_one_torchrun_a_node(cluster: dict[str, str]) -> None:
     words = notes[1].split()
     assert words[0] == "srun"
     assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=n1:21234", "--rdzv-id=71234.0"} <= set(words)
+    assert "--cpus-per-task=32" in words  # which srun does not take from sbatch
     start = words.index("torchrun")
     check_torchrun(
         [*words[start : words.index("boxwright")], "boxwright", "train", *WORDS, "--resume", "--quiet"]
@@ -277,6 +278,14 @@ def test_the_images_install_extras_that_exist() -> None:
     assert len(versions) == 1
     assert PROJECT["requires-python"] == ">=3.11"
     assert versions.pop() >= (3, 11)
+
+
+def test_the_images_have_a_compiler() -> None:
+    """Without one the Triton kernels, which are the default on GPUs, end in an error at their first use."""
+    for file in (DOCKER, APPTAINER):
+        asked = re.search(r"apt-get install ([^&\n]*)", file.read_text())
+        assert asked, file
+        assert "g++" in asked[1].split()
 
 
 def test_the_dockerfile_copies_what_is_there_and_sent() -> None:

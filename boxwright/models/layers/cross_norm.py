@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...distributed import is_distributed, share_group, sum_over
+from ...distributed import is_distributed, share_group, sum_over, world_size
 from ...errors import ConfigError
 
 
@@ -66,8 +66,8 @@ class CrossBatchNorm2d(nn.BatchNorm2d):
             images_of_rank: images of a forward pass on one rank; needed the first time where `images` is set.
 
         Raises:
-            ConfigError: the number of processes is no multiple of `ranks`, or `images` no multiple of what a
-                rank holds.
+            ConfigError: the number of processes is no multiple of `ranks`, or `images` cannot be made of what
+                the ranks hold.
         """
         ranks = self.ranks
         if images_of_rank is None:
@@ -79,10 +79,13 @@ class CrossBatchNorm2d(nn.BatchNorm2d):
                     "Call join_norms(model, images_of_rank) before training, as boxwright.train does"
                 )
             ranks, rest = divmod(self.images, images_of_rank)
-            if rest or not ranks:
+            world = world_size()
+            if rest or not ranks or world % ranks:
+                possible = [str(images_of_rank * n) for n in range(1, world + 1) if world % n == 0]
                 raise ConfigError(
                     f"batch norm over images={self.images} cannot be made of ranks with {images_of_rank} "
-                    f"images each: choose a multiple of {images_of_rank}, or another batch size"
+                    f"images each, of which there are {world}: choose images={' or '.join(possible)}, or "
+                    "another batch size"
                 )
         self.process_group, self.images_of_rank = share_group(ranks), images_of_rank
 

@@ -74,9 +74,11 @@ def group_norm(channels: int, groups: int = 32, eps: float = 1e-5) -> nn.GroupNo
         ValueError: `channels` is no multiple of `groups`.
     """
     if channels % groups:
+        divisor = _divisor(channels, groups)
         raise ValueError(
-            f"group norm over {channels} channels cannot have {groups} groups: "
-            f"choose a divisor, such as functools.partial(group_norm, groups={_divisor(channels, groups)})"
+            f"group norm over {channels} channels cannot have {groups} groups: choose a divisor, such as "
+            f"functools.partial(group_norm, groups={divisor}) or, on the command line, "
+            f"'group_norm(groups={divisor})'"
         )
     return nn.GroupNorm(groups, channels, eps=eps)
 

@@ -56,7 +56,7 @@ def test_frozen_batch_norm_keeps_dtype_and_memory_format():
 
 def test_group_norm_names_groups_that_fit():
     assert group_norm(64).num_groups == 32
-    with pytest.raises(ValueError, match=r"48 channels.*groups=24"):
+    with pytest.raises(ValueError, match=r"48 channels.*, groups=24\).*'group_norm\(groups=24\)'"):
         group_norm(48)
     assert partial(group_norm, groups=24)(48).num_groups == 24
 
