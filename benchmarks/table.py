@@ -23,8 +23,8 @@ def newest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def table(rows: list[dict[str, str]]) -> str:
     """A Markdown table."""
     lines = [
-        "| what | who | precision | batch | size | median | spread | ours is | matmul share | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| what | who | precision | batch | size | median | images/s | spread | ours is | matmul share | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         seconds, share = float(row["seconds"]), float(row["share"])
@@ -33,7 +33,8 @@ def table(rows: list[dict[str, str]]) -> str:
         spread = f"{float(row['spread']):.0%}" if seconds else ""
         value = f"{float(row['value']):.4g} {row['note']}" if row["note"] else ""
         batch = row["batch"] if row["batch"] != "0" else ""
-        cells = [row["case"], row["who"], row["precision"], batch, row["size"], time, spread, ratio]
+        pace = f"{int(batch) / seconds:.3g}" if batch and seconds else ""
+        cells = [row["case"], row["who"], row["precision"], batch, row["size"], time, pace, spread, ratio]
         lines.append(f"| {' | '.join([*cells, f'{share:.0%}' if share else '', value])} |")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ harness = importlib.import_module("benchmarks.harness")
 detectors = importlib.import_module("benchmarks.detectors")
 evaluator = importlib.import_module("benchmarks.evaluator")
 gpu = importlib.import_module("benchmarks.gpu")
+inference = importlib.import_module("benchmarks.inference")
 loader = importlib.import_module("benchmarks.loader")
 operators = importlib.import_module("benchmarks.operators")
 savings = importlib.import_module("benchmarks.savings")
@@ -60,7 +62,7 @@ def test_rows_are_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     table.main()
     text = page.read_text()
     assert "old" not in text
-    assert "| case | ours | fp32 | 2 | 64x64 | 250 ms |" in text
+    assert "| case | ours | fp32 | 2 | 64x64 | 250 ms | 8 | 10% |" in text
     assert "3.00x" in text
     assert text.endswith("after\n")
 
@@ -199,6 +201,22 @@ def test_both_detectors_do_the_same_work(name: str) -> None:
     for who in ("ours", "torchvision"):
         pair.step(who, "fp32")()
         pair.predict(who, "fp32")()
+
+
+def test_detections_agree_by_their_scores() -> None:
+    theirs = torch.linspace(0.9, 0.1, 40)
+    few = torch.ones(1, 50, dtype=torch.bool).cumsum(1) <= 40
+
+    def share(mine: torch.Tensor) -> float:
+        scores = torch.nn.functional.pad(mine, (0, 50 - len(mine)))[None]
+        outputs = {"ours": SimpleNamespace(scores=scores, valid=few), "peer": [{"scores": theirs}]}
+        pair = SimpleNamespace(who="peer", predict=lambda who, _: lambda: outputs[who])
+        return inference.difference(pair)
+
+    assert share(theirs + 1e-6) == 0
+    turned = torch.cat((theirs[:10], theirs[11:], torch.tensor([0.05])))  # all ranks from there on change
+    assert share(turned) == pytest.approx(1 / 40)
+    assert share(theirs + 0.005) > inference.ALIKE
 
 
 def test_the_synthetic_results_give_the_metrics_of_pycocotools() -> None:
