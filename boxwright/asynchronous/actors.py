@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import BoxwrightError, ConfigError, MissingExtraError, TrainingError
+from ..errors import BoxwrightError, ConfigError, MissingExtraError, TrainingError, first_line
 from .server import Lost
 from .worker import Arrival, Task
 
@@ -127,7 +127,7 @@ class RayWorkers:
                 raise type(cause)(f"worker {worker}: {cause}") from error
             raise TrainingError(f"worker {worker} failed: {type(cause).__name__}: {cause}") from error
         except self._ray.exceptions.RayError as error:
-            return Lost(worker, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            return Lost(worker, f"{type(error).__name__}: {first_line(error)}")
 
     def stop(self) -> None:
         """End all actors, and Ray where it was started here."""

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from .. import distributed
-from ..errors import RankError
+from ..errors import RankError, first_line
 
 GRACE = 5.0
 """Seconds that the main thread has to end by itself once another rank has failed."""
@@ -150,6 +150,7 @@ class Watch:
         return None
 
     def _blame(self, error: BaseException) -> RankError | None:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         try:
             before = self._signs()
             self._wait(4, lambda: self._failure() is not None)
@@ -158,8 +159,8 @@ class Watch:
                 return RankError(failure["text"], speaks=self.rank == 0 and not failure["said"])
             report = compare(before, self._signs())
         except RuntimeError:  # the store went with the process that kept it
-            return RankError(f"the main process is gone ({_first_line(error)})")
-        text = f"an exchange with other ranks failed ({_first_line(error)}): {report.text}"
+            return RankError(f"the main process is gone ({reason})")
+        text = f"an exchange with other ranks failed ({reason}): {report.text}"
         return RankError(text, speaks=self._post(text, report.suspects))
 
     def _run(self) -> None:
@@ -376,7 +377,3 @@ def _is_of_communication(error: BaseException) -> bool:
     # gloo and DistributedDataParallel raise plain RuntimeErrors: only their text tells what they are about.
     text = str(error).lower()
     return type(error) is RuntimeError and any(word in text for word in _COMMUNICATION)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

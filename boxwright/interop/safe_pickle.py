@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import _utils
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 _NUMPY = (
     "numpy",
@@ -107,8 +107,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
             module: Any = SimpleNamespace(Unpickler=SafeUnpickler, load=_load, __name__="safe_pickle")
             return torch.load(file, map_location="cpu", pickle_module=module, weights_only=False)
     except Exception as error:  # damaged files raise what they like
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {first_line(error)[:200]}") from error
 
 
 def _load(file: Any, **arguments: Any) -> Any:
