@@ -86,13 +86,7 @@ def rpn_head(before_nms: int, after_nms: int) -> Partial[GuidedAnchorHead]:
         coder=Config(DeltaCoder, stds=(0.07, 0.07, 0.11, 0.11)),
         criterion=Config(
             DenseCriterion,
-            assigner=Config(
-                MaxIoUAssigner,
-                positive_iou=0.7,
-                negative_iou=0.3,
-                min_positive_iou=0.3,
-                match_low_quality=True,
-            ),
+            assigner=rpn.assigner(),
             sampler=Config(RandomSampler, number=256, positive_share=0.5),
             class_loss=Config(BinaryCrossEntropy),
             code_loss=Config(SmoothL1),

@@ -32,13 +32,7 @@ def rpn_head(
         coder=Config(DeltaCoder),
         criterion=Config(
             DenseCriterion,
-            assigner=Config(
-                MaxIoUAssigner,
-                positive_iou=0.7,
-                negative_iou=0.3,
-                min_positive_iou=0.3,
-                match_low_quality=True,
-            ),
+            assigner=assigner(),
             sampler=Config(RandomSampler, number=positives, positive_share=0.5),
             class_loss=Config(BinaryCrossEntropy),
             code_loss=Config(SmoothL1, beta=0.0),
@@ -52,6 +46,13 @@ def rpn_head(
         tower_convs=0,
         predictor_kernel=1,
         class_prior=None,
+    )
+
+
+def assigner() -> Config[MaxIoUAssigner]:
+    """Positive from an IoU of 0.7 on, or the best of an object; negative below 0.3 (Sec. 3.1.2)."""
+    return Config(
+        MaxIoUAssigner, positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.3, match_low_quality=True
     )
 
 
