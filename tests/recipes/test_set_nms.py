@@ -18,7 +18,7 @@ def last(model: nn.Module):
     """The suppression that makes the detections of a built detector."""
     roi = getattr(model, "roi", None)
     head = model.get_submodule("head") if roi is None else roi.stages[-1]
-    return head.postprocess.nms
+    return head.postprocess.nms  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_every_recipe_takes_it():
