@@ -58,7 +58,7 @@ def convert(
         recipe=None if recipe is None else recipe_named(recipe),
         classes=None if classes is None else classes.split(","),
     )
-    typer.echo(f"matched     {len(done.report.names)} entries")
+    typer.echo(f"matched     {len(done.report.names)} entries; none missing, unexpected or reshaped")
     for name in done.report.dropped:
         typer.echo(f"left out    {name} (means nothing here)")
     shown = ", ".join(done.label_map.names[:6]) + (", ..." if len(done.label_map) > 6 else "")

@@ -54,12 +54,12 @@ class _Misfit:
     def raise_for(self, source: str, model: nn.Module) -> None:
         """Raise if there is anything to say."""
         parts = (
-            (self.unknown, "no rule knows"),
-            (self.unwanted, "the model has no place for"),
-            (self.reshaped, "the shape differs of"),
-            (self.missing, "the source does not have"),
+            (self.unknown, "unexpected: no rule knows"),
+            (self.unwanted, "unexpected: the model has no place for"),
+            (self.reshaped, "reshaped: the shape differs of"),
+            (self.missing, "missing: the source does not have"),
         )
-        lines = [f"{why} {some_of(names, LISTED)}" for names, why in parts if names]
+        lines = [f"{len(names)} {why} {some_of(names, LISTED)}" for names, why in parts if names]
         if lines:
             raise CheckpointError(
                 f"{source} does not fit this {type(model).__name__}: {'; '.join(lines)}. Build the model "

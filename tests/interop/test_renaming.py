@@ -64,10 +64,10 @@ def test_all_misfits_are_listed_and_nothing_is_loaded() -> None:
     message = str(caught.value)
     for part in (
         "the file x.pth does not fit this Sequential",
-        "no rule knows unheard.of",
-        "no place for old.7.bias (as 7.bias), turned.0.weight (old.0.weight is 0.weight already)",
-        "the shape differs of old.0.bias ((4,), in the model (3,))",
-        "the source does not have 2.weight",
+        "1 unexpected: no rule knows unheard.of",
+        "2 unexpected: the model has no place for old.7.bias (as 7.bias), turned.0.weight (old.0.weight",
+        "1 reshaped: the shape differs of old.0.bias ((4,), in the model (3,))",
+        "1 missing: the source does not have 2.weight",
     ):
         assert part in message
     for name, value in target.state_dict().items():
