@@ -122,6 +122,29 @@ def test_only_anchors_at_likely_places_are_detected():
     assert every.valid.sum() > 20
 
 
+def test_candidates_are_pairs_and_boxes_beside_the_image_no_detections():
+    """As in other dense heads; MMDetection's guided head counts places and keeps boxes of no width."""
+    model = head()
+    features, _, sizes = inputs()
+    squares = model.place_priors(features, CANVAS)
+    blank = model(features)
+    outputs = replace(
+        blank,
+        class_logits=torch.full_like(blank.class_logits, -9.0).index_fill(1, torch.tensor([0, 50]), 2.0),
+        codes=torch.zeros_like(blank.codes),
+        location_logits=torch.full_like(blank.location_logits, 5.0),
+        shapes=torch.zeros_like(blank.shapes),
+    )
+    settings = GuidedPostprocess(score_threshold=0.5, max_detections=20)
+    assert model.decode(outputs, squares, sizes, settings).valid.sum(1).tolist() == [6, 6]
+    two = model.decode(outputs, squares, sizes, replace(settings, candidates=2))
+    assert two.valid.sum(1).tolist() == [2, 2]
+    outputs.codes[:, 0, 0] = -3.0  # three widths to the left of the image
+    found = model.decode(outputs, squares, sizes, settings)
+    assert found.valid.sum(1).tolist() == [3, 3]
+    assert (found.boxes[found.valid][:, 2] > 0).all()
+
+
 def test_losses_are_divided_as_written():
     """Locations by a share of all places, where negatives weigh a tenth; shapes by the sampled squares."""
     model = head()
