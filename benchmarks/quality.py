@@ -132,7 +132,7 @@ def plot_curves(out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, points in curves.items():
         line = "--" if name.startswith("torchvision") else "-"
-        axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3, label=LABELS.get(name, name))
+        axes.plot(*zip(*points, strict=True), line, marker="o", markersize=3, label=label(name))
     axes.set(xlabel="minutes (ours: with its evaluations; torchvision: its steps alone)")
     axes.set(ylabel="AP on the validation split", ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -289,8 +289,12 @@ def main() -> None:
     print(plot_curves(arguments.out))
 
 
+def label(name: str) -> str:
+    """A detector and the precision that it is trained in, in words."""
+    return LABELS.get(name) or f"{name} ({resolve_precision('auto', 'cpu').name})"
+
+
 def table_row(name: str, budget: float, row: dict[str, float]) -> str:
     """The row of a Markdown table: detector, budget, minutes, steps, AP, AP50, AP75."""
-    label = LABELS.get(name) or f"`{name}` ({resolve_precision('auto', 'cpu').name})"
     aps = " | ".join(f"{row[key]:.3f}" for key in ("AP", "AP50", "AP75"))
-    return f"| {label} | {budget:g} | {row['minutes']:.2f} | {row['steps']} | {aps} |"
+    return f"| {label(name)} | {budget:g} | {row['minutes']:.2f} | {row['steps']} | {aps} |"
