@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
 from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright.assembly import set_num_classes
-from boxwright.cli import main
 from boxwright.config import apply_overrides, build, to_json
 from boxwright.engine.checkpoint import save_weights
 from boxwright.errors import CheckpointError, ConfigError
@@ -59,9 +59,7 @@ def test_independent_gradients_follow_the_linear_rule():
 def test_a_checkpoint_is_measured_and_written(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "plots" / "variance.png"
     words = ["variance", weights, "--out", out, "--batches", 8, "--device", "cpu", "--quiet"]
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert not stop.value.code
+    assert call(*words) == 0
     assert "ratio" in capsys.readouterr().out
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert [(int(r["images"]), int(r["groups"])) for r in rows] == [(1, 8), (2, 4), (4, 2)]

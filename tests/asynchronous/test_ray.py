@@ -5,13 +5,13 @@ import sys
 
 import fiddle as fdl
 import pytest
+from command_line import call
 from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright.assembly import assemble
 from boxwright.asynchronous.actors import require_ray
 from boxwright.asynchronous.run import build_worker, refuse, steps_of
-from boxwright.cli import main
 from boxwright.config import apply_overrides, to_json
 from boxwright.errors import ConfigError, MissingExtraError
 
@@ -28,13 +28,9 @@ def test_the_extra_is_named_where_ray_is_missing(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"asynchronous training needs `ray`.*boxwright\[ray\]"):
         require_ray()
-    with pytest.raises(SystemExit) as ended:
-        main(["train-async", "fcos_mnv2_320", "replicas=2", f"out={tmp_path}", "data.root=nowhere"])
-    assert ended.value.code == 1
+    assert call("train-async", "fcos_mnv2_320", "replicas=2", f"out={tmp_path}", "data.root=nowhere") == 1
     assert "boxwright[ray]" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(["train-async", "fcos_mnv2_320", "replicas=many", f"out={tmp_path}"])
-    assert ended.value.code == 2
+    assert call("train-async", "fcos_mnv2_320", "replicas=many", f"out={tmp_path}") == 2
     assert "replicas=many: a whole number is needed" in capsys.readouterr().err
 
 

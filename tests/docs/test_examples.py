@@ -10,10 +10,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from slots import targets_of
 
 import boxwright as bw
 from boxwright.models.priors import Anchors
-from boxwright.structures import Batch, Priors, Targets
+from boxwright.structures import Batch, Priors
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "nwd.py"
 RECIPE = f"{EXAMPLE}:retinanet_nwd_r50_fpn_1x"
@@ -23,15 +24,6 @@ RECIPE = f"{EXAMPLE}:retinanet_nwd_r50_fpn_1x"
 def nwd() -> ModuleType:
     bw.recipe(RECIPE)  # a recipe's file becomes a module under its name
     return sys.modules["nwd"]
-
-
-def targets_of(boxes: list[list[list[float]]], slots: int) -> Targets:
-    full = torch.zeros(len(boxes), slots, 4)
-    valid = torch.zeros(len(boxes), slots, dtype=torch.bool)
-    for i, image in enumerate(boxes):
-        if image:
-            full[i, : len(image)], valid[i, : len(image)] = torch.tensor(image), True
-    return Targets(full, torch.zeros(len(boxes), slots, dtype=torch.long), valid, torch.zeros_like(valid))
 
 
 def priors_of(canvas: int = 64) -> Priors:

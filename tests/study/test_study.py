@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import call
 from tiny_settings import TINY_DENSE
 
 import boxwright as bw
 from boxwright import api
-from boxwright.cli import main
 from boxwright.cli.study import read_words
 from boxwright.engine.checkpoint import steps
 from boxwright.engine.placing import resolve_device
@@ -164,9 +164,7 @@ def test_a_study_that_goes_on_by_its_folder_takes_no_changes(
         ["--minutes", "1"],
         ["--split", "val"],
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(["study", *words, f"out={out}"])
-        assert stop.value.code == 2
+        assert call("study", *words, f"out={out}") == 2
         told = capsys.readouterr().err
         assert words[-1].split("=")[-1] in told
         assert "name them again" in told
@@ -200,9 +198,7 @@ def test_the_command_fails_where_a_variant_did(
     finished: tuple[Path, list[Row]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = finished
-    with pytest.raises(SystemExit) as stop:
-        main(["study", f"out={out}", "--quiet", "--no-report", "--device", "cpu"])
-    assert stop.value.code == 1
+    assert call("study", f"out={out}", "--quiet", "--no-report", "--device", "cpu") == 1
     told = capsys.readouterr()
     assert "broken" in told.out
     assert "failed" in told.err
@@ -243,9 +239,7 @@ def test_mistakes_are_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["study", *words])
-    assert stop.value.code == code
+    assert call("study", *words) == code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

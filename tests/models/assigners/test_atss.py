@@ -10,19 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slots import targets_of
 
 from boxwright.models.assigners import ATSSAssigner
 from boxwright.models.priors import Anchors, TrainableArea
-from boxwright.structures import Assignment, Priors, Targets
-
-
-def targets_of(boxes: list[list[list[float]]], slots: int) -> Targets:
-    full = torch.zeros(len(boxes), slots, 4)
-    valid = torch.zeros(len(boxes), slots, dtype=torch.bool)
-    for i, image in enumerate(boxes):
-        if image:
-            full[i, : len(image)], valid[i, : len(image)] = torch.tensor(image), True
-    return Targets(full, torch.zeros(len(boxes), slots, dtype=torch.long), valid, torch.zeros_like(valid))
+from boxwright.structures import Assignment, Priors
 
 
 def random_boxes(seed: int, images: int = 3, most: int = 5) -> list[list[list[float]]]:
