@@ -76,13 +76,23 @@ def _tell_the_blind(out: Path) -> None:
 
 
 def write_config(out: Path, config: str) -> None:
-    """Keep the run's configuration beside its checkpoints; says so where a resumed run changes it."""
+    """Keep the run's configuration beside its checkpoints; says so where a resumed run changes it.
+
+    Raises:
+        TrainingError: it cannot be written; what was there stays.
+    """
     path = out / "config.json"
     if path.exists() and _parsed(path.read_text()) != _parsed(config):
         notify(f"the configuration differs from the one in {path}, which is replaced")
     draft = path.with_name(".config.json")
-    draft.write_text(config)
-    os.replace(draft, path)
+    try:
+        draft.write_text(config)
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror}; make room, or choose another `out`"
+        ) from error
 
 
 def _parsed(text: str) -> object:

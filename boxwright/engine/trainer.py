@@ -162,8 +162,8 @@ def train(
         saved = None if path is None else restore(state, path)
         if resume:
             notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
-        if "config" in state.metadata and distributed.is_main():
-            write_config(out, state.metadata["config"])
+        if "config" in state.metadata:
+            on_main(lambda: write_config(out, state.metadata["config"]))
         try:
             with _signals(state):
                 _run(state, saved, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from boxwright.engine import Hook, checkpoint, find_last, run_folder
 from boxwright.engine.checkpoint import load_weights
 from boxwright.engine.ema import ModelEMA
-from boxwright.engine.folder import check_unused
+from boxwright.engine.folder import check_unused, write_config
 from boxwright.engine.optim import scale_lr
 from boxwright.engine.placing import resolve_device
 from boxwright.errors import (
@@ -119,6 +120,20 @@ def test_a_file_is_no_run_folder(tmp_path):
     with pytest.raises(TrainingError, match="File exists"), run_folder(tmp_path / "file", True):
         pass
     check_unused(tmp_path / "new", False)
+
+
+def test_a_full_disk_leaves_the_configuration_that_was_there(tmp_path, monkeypatch):
+    write_config(tmp_path, "{}")
+
+    def full(self, text):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(TrainingError, match=r"cannot write .*config\.json: No space left"):
+        write_config(tmp_path, '{"a": 1}')
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_a_checkpoint_of_another_model_is_told_in_short(toy, tmp_path):
