@@ -7,6 +7,7 @@ import re
 from sphinx.application import Sphinx
 
 _CODE = re.compile(r"(?<![`:\w])`([^`\n]+)`(?!`)")
+_ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 
 
 def as_literals(text: str) -> str:
@@ -26,8 +27,16 @@ def skip_foreign(app: Sphinx, what: str, name: str, obj: object, skip: bool, opt
     return True if what == "class" and foreign and not name.startswith("__") else None
 
 
+def name_aliases(
+    app: Sphinx, what: str, name: str, obj: object, options: object, given: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Show `autodoc_type_aliases` by name within other types as well, as Sphinx does where they stand alone."""
+    return _ALIAS.sub(r"\1", given) if given else given, returned
+
+
 def setup(app: Sphinx) -> dict[str, object]:
     """Hook into autodoc, before napoleon reads the sections."""
     app.connect("autodoc-process-docstring", mark_code, priority=100)
+    app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_foreign)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
