@@ -23,7 +23,7 @@ from ..recipes import table
 from ..recipes.norms import override
 
 _VARIANT = re.compile(r"(?P<recipe>.+?)(?::\s*(?P<words>[A-Za-z_][\w.]*=.*))?", re.DOTALL)
-_NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_][\w.]*=)")
+_NEXT_ASSIGNMENT = re.compile(r"\s+(?=[A-Za-z_][\w.]*=)(?![^()]*\))")  # arguments in brackets are none
 
 
 @dataclass(frozen=True)

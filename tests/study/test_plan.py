@@ -35,6 +35,7 @@ FASTER = "faster_rcnn_mnv2_320"
         ("fcos_mnv2_320", Variant("fcos_mnv2_320")),
         ("a:x.y=0.5", Variant("a", ("x.y=0.5",))),
         ("a: x=((1, 2),) y='b c' name=small one", Variant("a", ("x=((1, 2),)", "y='b c'"), "small one")),
+        ("a:nms=F(b=c, d=0.5) x=1", Variant("a", ("nms=F(b=c, d=0.5)", "x=1"))),
         ("my/own.py:recipe", Variant("my/own.py:recipe")),
         ("my/own.py:recipe:weights=timm:net.in1k", Variant("my/own.py:recipe", ("weights=timm:net.in1k",))),
     ],
