@@ -30,7 +30,7 @@ def skip_foreign(app: Sphinx, what: str, name: str, obj: object, skip: bool, opt
 def name_aliases(
     app: Sphinx, what: str, name: str, obj: object, options: object, given: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Show `autodoc_type_aliases` by name within other types as well, as Sphinx does where they stand alone."""
+    """Show `autodoc_type_aliases` by name within other types, too, as Sphinx does where they stand alone."""
     return _ALIAS.sub(r"\1", given) if given else given, returned
 
 
