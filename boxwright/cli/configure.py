@@ -69,6 +69,8 @@ def config(
     _, words = take(overrides or (), ())
     described = _described(name, trust or ())
     override(described, words)  # pyright: ignore[reportArgumentType]
+    if as_json and (history or diff is not None):
+        raise ConfigError("--json prints values alone: leave out --history and --diff")
     if as_json:
         typer.echo(to_json(described))
         return

@@ -43,8 +43,6 @@ def resnet_arguments(settings: Settings) -> dict[str, Any]:
     settings.expect("stem_channels", None, 64)
     stages = settings("num_stages", 4)
     frozen = settings("frozen_stages", -1)
-    if frozen == 0:
-        raise ConfigError(f"{settings.path}.frozen_stages=0 freezes the stem alone; here stages go with it")
     eval_norms = settings("norm_eval", True)
     depth, dilations = settings("depth"), tuple(settings("dilations", ()))
     if depth < 50 and set(dilations) - {1}:
@@ -66,6 +64,8 @@ def resnet_arguments(settings: Settings) -> dict[str, Any]:
         "avg_down": settings("avg_down", settings.kind == "ResNetV1d"),
         "weights": None,
     }
+    if frozen == 0:
+        arguments["frozen_stem"] = True
     if settings.kind == "ResNeXt":
         arguments |= {"groups": settings("groups", 1), "width_per_group": settings("base_width", 4)}
     for name, value in (("strides", tuple(settings("strides", ()))), ("dilations", dilations)):

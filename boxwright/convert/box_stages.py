@@ -33,7 +33,7 @@ def shared_trunk(settings: Settings | None) -> Partial[StageTrunk] | None:
         settings.expect("dcn", None)
         settings.ignore("pretrained", "with_cp")
         arguments = resnet_arguments(settings)
-        arguments |= {"out_stages": (3, 4), "frozen_stages": 0}
+        arguments |= {"out_stages": (3, 4), "frozen_stages": 0, "frozen_stem": False}
         return Partial(StageTrunk, network=Partial(ResNet, **arguments))
 
 

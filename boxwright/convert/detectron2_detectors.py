@@ -128,7 +128,7 @@ def _on_c4(weights: Weights, keys: Keys) -> tuple[Config[Experiment], int]:
     experiment = recipe_named("faster_rcnn_r50_c4_1x")
     model = experiment.model
     arguments = _backbone(experiment, weights, "backbone", keys)
-    _set(model.roi.stages[0].trunk.network, arguments | {"frozen_stages": 0})
+    _set(model.roi.stages[0].trunk.network, arguments | {"frozen_stages": 0, "frozen_stem": False})
     _proposals(experiment, weights, keys, (16,), (12000, 2000, 6000))
     size = int(keys("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14))
     count = _box_stage(model.roi.stages[0], weights, keys, "", (size, 1))

@@ -71,10 +71,6 @@ def resnet_arguments(weights: Weights, body: str, keys: Keys) -> dict[str, Any]:
         raise ConfigError(f"MODEL.RESNETS.NORM is {kind!r}; Boxwright has {', '.join(NORMS)}")
     style = {"FrozenBN": groups == 1, "GN": False}.get(kind, REQUIRED)
     frozen = int(keys("MODEL.BACKBONE.FREEZE_AT", 2))
-    if frozen == 1:
-        raise ConfigError(
-            "MODEL.BACKBONE.FREEZE_AT=1 freezes the stem alone; here stages go with it: set 0 or 2"
-        )
     return {
         "depth": BLOCKS_OF_RES4[len(blocks)],
         "groups": groups,
@@ -83,6 +79,7 @@ def resnet_arguments(weights: Weights, body: str, keys: Keys) -> dict[str, Any]:
         "norm": NORMS[kind],
         "norm_eval": kind == "FrozenBN",
         "frozen_stages": max(frozen - 1, 0),
+        "frozen_stem": frozen == 1,
         "conv3x3": [_deformable(weights, f"{body}.res{stage}.0", keys) for stage in range(2, 6)],
     }
 

@@ -160,7 +160,9 @@ def train(
             )
         path = on_main(lambda: find_last(out) if resume else None)
         saved = None if path is None else restore(state, path)
-        if resume:
+        if resume and state.step > state.total_steps:
+            notify(f"{path} is beyond the {state.total_steps} steps asked for: nothing is left to train")
+        elif resume:
             notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
         if "config" in state.metadata:
             on_main(lambda: write_config(out, state.metadata["config"]))

@@ -100,6 +100,11 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no file {path}")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} is in the format of Boxwright's own checkpoints, which `boxwright predict` and "
+            "boxwright.load take as they are; what is converted are .pth, .pt and Detectron2's .pkl"
+        )
     try:
         with path.open("rb") as file:
             if path.suffix == ".pkl":
@@ -107,7 +112,10 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
             module: Any = SimpleNamespace(Unpickler=SafeUnpickler, load=_load, __name__="safe_pickle")
             return torch.load(file, map_location="cpu", pickle_module=module, weights_only=False)
     except Exception as error:  # damaged files raise what they like
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {first_line(error)[:200]}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {first_line(error)[:200]}. What can be read are "
+            "files of torch.save (.pth, .pt) and Detectron2's .pkl; if it is one, it is damaged: get it again"
+        ) from error
 
 
 def _load(file: Any, **arguments: Any) -> Any:

@@ -118,6 +118,8 @@ def test_config_prints_values_history_and_difference(capsys: pytest.CaptureFixtu
     assert "- epochs = 12\n+ epochs = 24" in capsys.readouterr().out
     assert call("config", "fcos_r50_fpn_1x", "--diff", "fcos_r50_fpn_1x") == 0
     assert "hold the same values" in capsys.readouterr().out
+    assert call("config", "fcos_r50_fpn_1x", "--json", "--history") == 2
+    assert "leave out --history" in capsys.readouterr().err
 
 
 def test_config_reads_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

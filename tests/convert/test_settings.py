@@ -147,6 +147,7 @@ TRANSLATED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"head.criterion.assigner.limits": (0.0, 32.0, 64.0, 128.0, 256.0, math.inf)},
     ),
     ("yolov3", {"backbone.frozen_stages": 3}, {"backbone.frozen_stages": 2}),
+    (FASTER, {"backbone.frozen_stages": 0}, {"backbone.frozen_stages": 0, "backbone.frozen_stem": True}),
     ("yolov3", {"bbox_head.bbox_coder.eps": 1e-4}, {"head.coder.eps": 1e-4}),
     (
         FASTER,

@@ -156,12 +156,14 @@ def records(out):
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
-def test_a_finished_run_resumes_to_itself_and_can_be_extended(toy, tmp_path):
+def test_a_finished_run_resumes_to_itself_and_can_be_extended(toy, tmp_path, capsys):
     first = toy.run(tmp_path / "run", epochs=2)
     again = toy.run(tmp_path / "run", epochs=2, resume=True)
     toy.assert_equal(toy.weights(first), toy.weights(again))
     assert first.metrics == again.metrics
     assert toy.run(tmp_path / "run", epochs=3, resume=True).step == 21
+    toy.run(tmp_path / "run", epochs=1, resume=True)
+    assert "is beyond the 7 steps asked for: nothing is left to train" in capsys.readouterr().err
 
 
 def test_resume_without_a_checkpoint_begins(toy, tmp_path, capsys):

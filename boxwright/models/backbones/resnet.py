@@ -66,6 +66,7 @@ class ResNet(nn.Module):
         out_stages: stages whose outputs are given, ascending.
         frozen_stages: 0 freezes nothing; k freezes the stem and the first k stages, parameters and
             batch norm statistics.
+        frozen_stem: freezes the stem even if no stage is frozen.
         norm: makes the norm layer from a number of channels.
         norm_eval: batch norms keep their running statistics, in training too (`layers/norm.py`).
         strides: stride of each stage.
@@ -95,6 +96,7 @@ class ResNet(nn.Module):
         style: Literal["pytorch", "caffe"] = "pytorch",
         out_stages: Sequence[int] = (1, 2, 3, 4),
         frozen_stages: int = 1,
+        frozen_stem: bool = False,
         norm: NormLayer = nn.BatchNorm2d,
         norm_eval: bool = True,
         strides: Sequence[int] = (1, 2, 2, 2),
@@ -109,6 +111,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.depth, self.groups, self.width_per_group, self.style = depth, groups, width_per_group, style
         self.out_stages, self.frozen_stages, self.norm_eval = tuple(out_stages), frozen_stages, norm_eval
+        self.frozen_stem = frozen_stem or frozen_stages > 0
         self.deep_stem, self.avg_down = deep_stem, avg_down
         self._check({"strides": strides, "dilations": dilations, "conv3x3": conv3x3, "plugins": plugins})
         self._build_stem(norm, conv)
@@ -163,11 +166,10 @@ class ResNet(nn.Module):
         super().train(mode)
         if self.norm_eval:
             set_batch_norm_eval(self)
-        if self.frozen_stages:
-            names = ["stem"] if self.deep_stem else ["conv1", "bn1"]
-            names += [f"layer{stage}" for stage in range(1, self.frozen_stages + 1)]
-            for name in names:
-                freeze(self.get_submodule(name))
+        stem = ["stem"] if self.deep_stem else ["conv1", "bn1"]
+        stages = [f"layer{stage}" for stage in range(1, self.frozen_stages + 1)]
+        for name in [*(stem if self.frozen_stem else ()), *stages]:
+            freeze(self.get_submodule(name))
         return self
 
     def _build_stem(self, norm: NormLayer, conv: ConvFactory) -> None:

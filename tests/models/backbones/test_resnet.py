@@ -81,13 +81,16 @@ def test_stages_behind_the_last_output_are_not_built():
 
 
 @pytest.mark.parametrize("deep_stem", [False, True])
-@pytest.mark.parametrize("frozen_stages", [0, 1, 3])
-def test_frozen_stages_stay_frozen_in_training(frozen_stages, deep_stem):
-    backbone = ResNet(18, frozen_stages=frozen_stages, norm_eval=False, deep_stem=deep_stem)
+@pytest.mark.parametrize(("frozen_stages", "frozen_stem"), [(0, False), (0, True), (1, False), (3, True)])
+def test_frozen_stages_stay_frozen_in_training(frozen_stages, frozen_stem, deep_stem):
+    frozen = {"frozen_stages": frozen_stages, "frozen_stem": frozen_stem}
+    backbone = ResNet(18, **frozen, norm_eval=False, deep_stem=deep_stem)
     backbone.requires_grad_(True)  # even when somebody else changes it
     backbone.eval().train()
     stem = ("stem.",) if deep_stem else ("conv1.", "bn1.")
-    frozen = (*stem, *(f"layer{i}." for i in range(1, frozen_stages + 1))) if frozen_stages else ("none",)
+    frozen = tuple(f"layer{i}." for i in range(1, frozen_stages + 1))
+    if frozen_stages or frozen_stem:
+        frozen = (*stem, *frozen)
     for name, parameter in backbone.named_parameters():
         assert parameter.requires_grad != name.startswith(frozen), name
     for name, layer in backbone.named_modules():
