@@ -113,15 +113,7 @@ def train(
     out = Path(out)
     resume = goes_on(out, resume)
     with watch.watching(communication.timeout_s), run_folder(out, resume):
-        for name, value in (
-            ("epochs", epochs),
-            ("accumulate", accumulate),
-            ("batches an epoch", len(loader)),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name} is {value} and must be at least 1")
-        if clip_norm is not None and clip_norm <= 0:
-            raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
+        _check(epochs, accumulate, len(loader), clip_norm)
         device = resolve_device(device)
         resolved = resolve_precision(precision, device)
         steps_per_epoch = -(-len(loader) // accumulate)
@@ -158,12 +150,7 @@ def train(
             notify(
                 f"warm-up shortened from {schedule.usual_warmup} to {warmup} iterations, a quarter of the run"
             )
-        path = on_main(lambda: find_last(out) if resume else None)
-        saved = None if path is None else restore(state, path)
-        if resume and state.step > state.total_steps:
-            notify(f"{path} is beyond the {state.total_steps} steps asked for: nothing is left to train")
-        elif resume:
-            notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
+        saved = _resume(state) if resume else None
         if "config" in state.metadata:
             on_main(lambda: write_config(out, state.metadata["config"]))
         try:
@@ -175,6 +162,25 @@ def train(
                 state.forward = forward = model
                 gc.collect()
     return state
+
+
+def _check(epochs: int, accumulate: int, batches: int, clip_norm: float | None) -> None:
+    for name, value in (("epochs", epochs), ("accumulate", accumulate), ("batches an epoch", batches)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value} and must be at least 1")
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"clip_norm={clip_norm} must be positive, or None not to clip")
+
+
+def _resume(state: TrainState) -> dict | None:
+    """Put the newest whole checkpoint back, if there is one; what the last act of it needs (`enter`)."""
+    path = on_main(lambda: find_last(state.out))
+    saved = None if path is None else restore(state, path)
+    if state.step > state.total_steps:
+        notify(f"{path} is beyond the {state.total_steps} steps asked for: nothing is left to train")
+    else:
+        notify(f"resuming at step {state.step} of {state.total_steps} from {path or 'the beginning'}")
+    return saved
 
 
 def _prepare(
