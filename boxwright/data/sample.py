@@ -28,8 +28,7 @@ class Sample(TypedDict):
         boxes: `(n, 4)` float32 xyxy in pixels of the image, inside of it.
         labels: `(n,)` int64.
         ignore: `(n,)` bool, regions that count neither way.
-        masks: `(n, H, W)` uint8, 0 or 1; all 0 for an object without a mask; absent where masks are not asked
-            for.
+        masks: `(n, H, W)` uint8, 0 or 1, all 0 for an object without a mask; absent where not asked for.
         semantic: `(H, W)` uint8, class of each pixel or `NO_CLASS`; absent where maps are not asked for.
         image_id: identity of the image in its split.
         original_size: height and width of the file, whatever the transforms do.
