@@ -29,5 +29,7 @@ def faster_rcnn_r50_fpn_ohem_1x() -> Config[Experiment]:
 
 
 def faster_rcnn_ohem_mnv2_320() -> Config[Experiment]:
-    """Faster R-CNN with OHEM and MobileNetV2 at 320 pixels, for two CPU cores."""
-    return mine(faster_rcnn_mnv2_320())
+    """Faster R-CNN with OHEM and MobileNetV2 at 320 pixels, for two CPU cores; class and box loss rank."""
+    recipe = mine(faster_rcnn_mnv2_320())
+    recipe.model.roi.stages[0].criterion.rank_with_box_loss = True
+    return recipe
