@@ -217,8 +217,7 @@ def _fit(value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         fit = _fit(value, typing.get_args(hint)[0])
-        rules = [rule for rule in hint.__metadata__ if isinstance(rule, Rule)]
-        return MISMATCH if fit is MISMATCH or not all(rule.holds(fit) for rule in rules) else fit
+        return MISMATCH if fit is MISMATCH or not all(rule.holds(fit) for rule in _rules(hint)) else fit
     if origin in (typing.Union, types.UnionType):
         fits = [_fit(value, option) for option in typing.get_args(hint)]
         exact = [fit for fit in fits if fit is not MISMATCH and type(fit) is type(value)]
@@ -276,13 +275,18 @@ def _refusal(given: Any, value: Any, hint: Any) -> str:
     return f"takes {_hint_name(hint)}, but {given!r} is {type(value).__name__}"
 
 
+def _rules(hint: Any) -> list[Rule]:
+    """The rules in a `typing.Annotated`."""
+    return [rule for rule in hint.__metadata__ if isinstance(rule, Rule)]
+
+
 def _has_rule(hint: Any) -> bool:
     return isinstance(hint, Rule) or any(_has_rule(part) for part in typing.get_args(hint))
 
 
 def _hint_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Annotated:
-        words = [rule.words for rule in hint.__metadata__ if isinstance(rule, Rule)]
+        words = [rule.words for rule in _rules(hint)]
         return words[0] if words else _hint_name(typing.get_args(hint)[0])
     if _has_rule(hint):
         origin, inner = typing.get_origin(hint), typing.get_args(hint)

@@ -156,10 +156,9 @@ def _torchvision_network(recipe: Recipe) -> None:
 
 
 def _high_resolution(recipe: Recipe, width: str) -> None:
-    """HRNet; one-stage detectors look at its pyramid from stride 8 on, FCOS in blue, green, red."""
+    """HRNet; one-stage detectors look at images in blue, green, red."""
     hrnet.high_resolution(recipe, int(width))
     if "head" in recipe.model.__arguments__:
-        recipe.model.neck.stride = 2
         _bgr(recipe, (58.395, 57.12, 57.375))
 
 
